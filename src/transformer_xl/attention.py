@@ -1,0 +1,197 @@
+"""Relative attention of Transformer-XL (Dai et al. 2019, section 3.3), and what the other types share with it.
+
+Every attention type of the package is one formula. For query i and key j at distance d = M + i - j:
+
+    score(i, j) = H**-0.5 * ((q_i + u) . k_j + (q_i + v) . R_d + b_d)
+
+    type 0, Transformer-XL       R_d = W_r sinusoid(d), b = 0
+    type 1, Shaw et al. 2018     R and b are learned tables, v = 0
+    types 2 and 3                no distance terms and no u: positions are added to the hidden states
+
+`eager_attention` is that formula as it stands: each pair looks its distance up. `sdpa_attention` gives the same numbers
+through `torch.nn.functional.scaled_dot_product_attention` and `relative_shift`.
+
+Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, D model size.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class DistanceTerms(NamedTuple):
+    """What a layer adds to a score because of the distance between query and key.
+
+    Attributes:
+        keys: one vector a distance, R, `[N, K, H]`, from distance K-1 down to 0.
+        query_bias: the paper's v, `[N, H]`, added to a query before it meets `keys`; None for no bias.
+        score_bias: b, `[N, K]`, laid out like `keys`; None for no bias.
+    """
+
+    keys: Tensor
+    query_bias: Tensor | None = None
+    score_bias: Tensor | None = None
+
+    def last(self, k_len: int) -> "DistanceTerms":
+        """The terms of the `k_len` smallest distances (views)."""
+        score_bias = None if self.score_bias is None else self.score_bias[:, -k_len:]
+        return DistanceTerms(self.keys[:, -k_len:], self.query_bias, score_bias)
+
+    def scores(self, q: Tensor) -> Tensor:
+        """Unscaled scores of every query with every distance, `[B, N, Q, K]`; column c holds distance K-1-c."""
+        if self.query_bias is not None:
+            q = q + self.query_bias[:, None]
+        by_distance = q @ self.keys.mT
+        return by_distance if self.score_bias is None else by_distance + self.score_bias[:, None]
+
+
+def key_distances(k_len: int, *, clamp_len: int, device: torch.device) -> Tensor:
+    """Distances K-1 down to 0, `[K]` int64, capped at `clamp_len` if that is positive."""
+    distances = torch.arange(k_len - 1, -1, -1, device=device)
+    return distances.clamp(max=clamp_len) if clamp_len > 0 else distances
+
+
+def sinusoid(positions: Tensor, d_model: int, *, dtype: torch.dtype) -> Tensor:
+    """Position signal of Vaswani et al. 2017, sines in the first half and cosines in the second, `[len(positions), D]`.
+
+    Angles are computed in float32 or better whatever `dtype` is: bfloat16 cannot tell position 256 from 257.
+    """
+    precision = torch.promote_types(dtype, torch.float32)
+    steps = torch.arange(0, d_model, 2, device=positions.device, dtype=precision)
+    angles = positions.to(precision)[:, None] * (1 / 10_000 ** (steps / d_model))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+
+
+def visible_keys(
+    q_len: int, memory_len: int, *, span: int | None, n_hidden: Tensor | None = None, device: torch.device
+) -> Tensor:
+    """Which keys each query may see.
+
+    Args:
+        q_len: Q. memory_len: M.
+        span: number of keys a query sees at most, itself included; None for all up to itself.
+        n_hidden: for each row, how many of the first keys hold nothing, `[B]`; None for none.
+
+    Returns:
+        Bool, `[1, 1, Q, K]` or with `n_hidden` `[B, 1, Q, K]`; True where the query may look. Each query sees itself.
+    """
+    keys = torch.arange(memory_len + q_len, device=device)
+    distance = torch.arange(memory_len, memory_len + q_len, device=device)[:, None] - keys
+    visible = distance >= 0
+    if span is not None:
+        visible = visible & (distance < span)
+    if n_hidden is None:
+        return visible[None, None]
+    holds_something = keys >= n_hidden[:, None, None]
+    return ((visible & holds_something) | (distance == 0))[:, None]
+
+
+def relative_shift(by_distance: Tensor) -> Tensor:
+    """Turn scores by distance into scores by key (Dai et al. 2019, appendix B), as a view.
+
+    Args:
+        by_distance: `[..., Q, K + 1]`, contiguous; column c holds distance K-1-c, the last column anything.
+
+    Returns:
+        `[..., Q, K]`, a view. Entry (i, j) is the score at distance M + i - j; entries of the future hold other numbers
+        and must be masked. Key j of query i lies at column Q-1-i+j, at flat offset Q-1 + i*K + j of the row-major
+        matrix: the extra column makes the rows of the result contiguous.
+    """
+    q_len, k_len = by_distance.shape[-2], by_distance.shape[-1] - 1
+    flat = by_distance.flatten(-2)
+    shifted: Tensor = flat[..., q_len - 1 : q_len - 1 + q_len * k_len].unflatten(-1, (q_len, k_len))
+    return shifted
+
+
+def eager_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    content_bias: Tensor | None,
+    distance: DistanceTerms | None,
+    mask: Tensor,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend by content and by distance, literally (Dai et al. 2019, section 3.3, terms a to d).
+
+    Args:
+        q: queries, `[B, N, Q, H]`.
+        k: keys of memory, then of the segment, `[B, N, K, H]`.
+        v: values, laid out like `k`.
+        content_bias: the paper's u, `[N, H]`, added to `q` before it meets `k`; None for none.
+        distance: the distance terms; None for none.
+        mask: from `visible_keys`.
+        dropout: probability of zeroing an attention weight.
+
+    Returns:
+        `[B, N, Q, H]` in the dtype of `q`, and the attention weights after dropout, `[B, N, Q, K]`.
+    """
+    q_len, k_len = q.shape[-2], k.shape[-2]
+    scores = _with_bias(q, content_bias) @ k.mT
+    if distance is not None:
+        queries = torch.arange(k_len - q_len, k_len, device=q.device)[:, None]
+        column = (k_len - 1 - queries + torch.arange(k_len, device=q.device)).clamp(max=k_len - 1)
+        scores = scores + distance.scores(q).gather(-1, column.expand_as(scores))
+    # Softmax in float32 or better: half-precision scores would lose the small weights of a long memory.
+    scores = (scores * q.shape[-1] ** -0.5).to(torch.promote_types(scores.dtype, torch.float32))
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype)
+    weights = F.dropout(weights, dropout, training=dropout > 0)
+    return (weights @ v).to(q.dtype), weights
+
+
+def sdpa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    content_bias: Tensor | None,
+    distance: DistanceTerms | None,
+    mask: Tensor,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    """What `eager_attention` computes, by torch's fused attention; gives no attention weights."""
+    scale = q.shape[-1] ** -0.5
+    score_bias = None
+    if distance is not None:
+        # The added key (all zeros) is the extra column that `relative_shift` asks for; one query needs no shift.
+        shifted = distance.scores(q) if q.shape[-2] == 1 else relative_shift(_pad_one(distance).scores(q))
+        # torch adds the mask after scaling q @ k, so the distance term is scaled here.
+        score_bias = (shifted * scale).masked_fill(~mask, float("-inf")).to(q.dtype)
+    attended = F.scaled_dot_product_attention(
+        _with_bias(q, content_bias).to(q.dtype),
+        k,
+        v,
+        attn_mask=mask if score_bias is None else score_bias,
+        dropout_p=dropout,
+        scale=scale,
+    )
+    return attended, None
+
+
+def _with_bias(q: Tensor, bias: Tensor | None) -> Tensor:
+    return q if bias is None else q + bias[:, None]
+
+
+def _pad_one(distance: DistanceTerms) -> DistanceTerms:
+    score_bias = None if distance.score_bias is None else F.pad(distance.score_bias, (0, 1))
+    return DistanceTerms(F.pad(distance.keys, (0, 0, 0, 1)), distance.query_bias, score_bias)
+
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+ATTENTION_FUNCTIONS: dict[str, AttentionFunction] = {"eager": eager_attention, "sdpa": sdpa_attention}
+"""Implementations by the name that `attn_implementation` gives them; all have the signature of `eager_attention`."""
+
+__all__ = [
+    "ATTENTION_FUNCTIONS",
+    "DistanceTerms",
+    "eager_attention",
+    "key_distances",
+    "relative_shift",
+    "sdpa_attention",
+    "sinusoid",
+    "visible_keys",
+]

@@ -1,0 +1,182 @@
+"""One layer of Transformer-XL: attention, then feed-forward, each with residual connection and layer norm.
+
+Parameters keep the names of old checkpoints, which docs/legacy.md maps to the paper's symbols; `r_w_bias` is u,
+`r_r_bias` is v.
+
+Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, D model size.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import ATTENTION_FUNCTIONS, DistanceTerms
+from .configuration import TransfoXLConfig
+from .memory import MemoryLayer
+from .padding import RowAlignment
+
+
+class Surroundings(NamedTuple):
+    """What all layers of one call share.
+
+    Attributes:
+        mask: which keys each query may see, `[B or 1, 1, Q, K]`.
+        signal: position signal of the K distances, `[K, D]`; None where no layer needs it.
+        alignment: order of the rows of a padded batch; None without padding.
+        implementation: name of the attention function.
+    """
+
+    mask: Tensor
+    signal: Tensor | None
+    alignment: RowAlignment | None
+    implementation: str
+
+
+class Shared(NamedTuple):
+    """What the model, not the layer, owns of a layer's attention: u and v when shared, tables of Shaw et al."""
+
+    content_bias: Tensor | None = None
+    position_bias: Tensor | None = None
+    table: DistanceTerms | None = None
+
+
+class Attention(nn.Module):
+    """Multi-head attention block with residual connection and layer norm, for all four attention types."""
+
+    def __init__(self, config: TransfoXLConfig) -> None:
+        super().__init__()
+        self.attn_type = config.attn_type
+        self.n_head = config.n_head
+        self.d_head = config.d_head
+        self.pre_lnorm = config.pre_lnorm
+        width = config.n_head * config.d_head
+        if config.attn_type in (0, 1):
+            self.qkv_net = nn.Linear(config.d_model, 3 * width, bias=False)
+        else:
+            self.q_net = nn.Linear(config.d_model, width, bias=False)
+            self.kv_net = nn.Linear(config.d_model, 2 * width, bias=False)
+        if config.attn_type == 0:
+            self.r_net = nn.Linear(config.d_model, width, bias=False)
+            if config.untie_r:
+                self.r_r_bias = nn.Parameter(torch.zeros(config.n_head, config.d_head))
+                self.r_w_bias = nn.Parameter(torch.zeros(config.n_head, config.d_head))
+        self.o_net = nn.Linear(width, config.d_model, bias=False)
+        self.drop = nn.Dropout(config.dropout)
+        self.dropatt = nn.Dropout(config.dropatt)
+        self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+
+    def forward(
+        self, hidden: Tensor, context: Tensor, around: Surroundings, shared: Shared, memory: MemoryLayer | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Let the segment attend to memory and itself.
+
+        Args:
+            hidden: the segment, `[B, Q, D]`.
+            context: memory and segment, `[B, K, D]`; with `memory`, which holds the past itself, the segment.
+            memory: keys and values of the past, changed in place; None in training.
+
+        Returns:
+            `[B, Q, D]`, and the attention weights `[B, N, Q, K]` if the implementation gives any.
+        """
+        q, k, v = self._project(hidden, context)
+        if memory is not None:
+            order = None if around.alignment is None else around.alignment.align_context
+            k, v = memory.update(k, v, order=order)
+        attended, weights = ATTENTION_FUNCTIONS[around.implementation](
+            q,
+            k,
+            v,
+            content_bias=self.r_w_bias if hasattr(self, "r_w_bias") else shared.content_bias,
+            distance=self._distance_terms(around, shared, memory, k.shape[-2]),
+            mask=around.mask,
+            dropout=self.dropatt.p if self.training else 0.0,
+        )
+        output = self.drop(self.o_net(attended.transpose(1, 2).flatten(2)))
+        output = hidden + output
+        return (output if self.pre_lnorm else self.layer_norm(output)), weights
+
+    def project_memory(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of past inputs `[B, M, D]`, each `[B, N, M, H]`."""
+        hidden = self.layer_norm(hidden) if self.pre_lnorm else hidden
+        if self.attn_type in (0, 1):
+            keys_values = F.linear(hidden, self.qkv_net.weight[self.n_head * self.d_head :])
+        else:
+            keys_values = self.kv_net(hidden)
+        k, v = keys_values.chunk(2, dim=-1)
+        return self._split_heads(k), self._split_heads(v)
+
+    def _project(self, hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.attn_type in (2, 3):
+            # The authors' code normalises what keys and values read, but not what queries read.
+            return (self._split_heads(self.q_net(hidden)), *self.project_memory(context))
+        if context is hidden:
+            hidden = self.layer_norm(hidden) if self.pre_lnorm else hidden
+            q, k, v = self.qkv_net(hidden).chunk(3, dim=-1)
+            return self._split_heads(q), self._split_heads(k), self._split_heads(v)
+        keys, values = self.project_memory(context)
+        hidden = self.layer_norm(hidden) if self.pre_lnorm else hidden
+        q = F.linear(hidden, self.qkv_net.weight[: self.n_head * self.d_head])
+        return self._split_heads(q), keys, values
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        heads: Tensor = projected.unflatten(-1, (self.n_head, self.d_head))
+        return heads.transpose(1, 2)
+
+    def _distance_terms(
+        self, around: Surroundings, shared: Shared, memory: MemoryLayer | None, k_len: int
+    ) -> DistanceTerms | None:
+        if self.attn_type != 0:
+            return shared.table
+        if around.signal is None:
+            assert memory is not None  # or the model would have made a signal
+            assert memory.distance is not None
+            return memory.distance.last(k_len)
+        keys = self.r_net(around.signal).unflatten(-1, (self.n_head, self.d_head)).transpose(0, 1)
+        distance = DistanceTerms(keys, self.r_r_bias if hasattr(self, "r_r_bias") else shared.position_bias)
+        if memory is not None and not torch.is_grad_enabled():
+            memory.distance = distance
+        return distance
+
+
+class FeedForward(nn.Module):
+    """Position-wise feed-forward block with residual connection and layer norm."""
+
+    def __init__(self, config: TransfoXLConfig) -> None:
+        super().__init__()
+        self.pre_lnorm = config.pre_lnorm
+        self.CoreNet = nn.Sequential(
+            nn.Linear(config.d_model, config.d_inner),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.d_inner, config.d_model),
+            nn.Dropout(config.dropout),
+        )
+        self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[B, Q, D]` to `[B, Q, D]`."""
+        output: Tensor = self.CoreNet(self.layer_norm(hidden) if self.pre_lnorm else hidden)
+        output = hidden + output
+        normed: Tensor = output if self.pre_lnorm else self.layer_norm(output)
+        return normed
+
+
+class TransfoXLLayer(nn.Module):
+    """One layer: attention, then feed-forward."""
+
+    def __init__(self, config: TransfoXLConfig) -> None:
+        super().__init__()
+        self.dec_attn = Attention(config)
+        self.pos_ff = FeedForward(config)
+
+    def forward(
+        self, hidden: Tensor, context: Tensor, around: Surroundings, shared: Shared, memory: MemoryLayer | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `Attention.forward`."""
+        hidden, weights = self.dec_attn(hidden, context, around, shared, memory)
+        return self.pos_ff(hidden), weights
+
+
+__all__ = ["Attention", "FeedForward", "Shared", "Surroundings", "TransfoXLLayer"]

@@ -1,0 +1,338 @@
+"""Segment-level recurrence (Dai et al. 2019, section 3.2): what each layer keeps of the past.
+
+Two states, one meaning. Training carries `mems`, the last inputs of each layer, because gradients must reach the key
+and value weights through them. Inference carries a `TransfoXLCache`: the keys and values that those inputs would give,
+and the projected distance embeddings, so that a new token needs no projection of the past.
+
+Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, D model size.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .attention import DistanceTerms
+from .configuration import TransfoXLConfig
+
+
+def empty_mems(config: TransfoXLConfig, batch_size: int, *, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Memory before the first segment: `n_layer` zero tensors `[M, B, D]`; M is 0 if `initial_memory="empty"`."""
+    length = config.mem_len if config.initial_memory == "zeros" else 0
+    shape = (length, batch_size, config.d_model)
+    return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
+
+
+def reset_mems(mems: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+    """Forget the rows where `mask [B]` is True: new tensors whose slots of those rows are zero vectors.
+
+    With `initial_memory="empty"` zero vectors are not yet "nothing": there, also pass the model an `attention_mask`
+    that is 0 for the forgotten tokens, or use a `TransfoXLCache` and its `reset_rows`.
+
+    Raises:
+        ValueError: `mask` is not a bool tensor with one value a row.
+    """
+    _check_row_mask(mask, mems[0].shape[1])
+    return [mem.masked_fill(mask.to(mem.device)[None, :, None], 0) for mem in mems]
+
+
+def check_mems(mems: Any, config: TransfoXLConfig, *, batch_size: int, dtype: torch.dtype | None) -> None:
+    """Refuse memories that do not fit the model and the batch, with a one-line `ValueError` or `TypeError`.
+
+    Args:
+        mems: what the caller passed.
+        config: the model's.
+        batch_size: B of the inputs.
+        dtype: dtype the model computes in; None if any floating dtype will do (autocast).
+    """
+    if not isinstance(mems, list | tuple) or not all(isinstance(mem, Tensor) for mem in mems):
+        raise TypeError(
+            f"mems is {_describe(mems)} but must be a list of {config.n_layer} tensors: pass `mems` of the last output."
+        )
+    if len(mems) != config.n_layer:
+        raise ValueError(
+            f"mems has {len(mems)} tensors but must have n_layer={config.n_layer}: pass `mems` of the last output."
+        )
+    for i, mem in enumerate(mems):
+        expected = f"[M <= {config.mem_len}, batch {batch_size}, d_model {config.d_model}]"
+        if mem.dim() != 3 or mem.shape[1:] != (batch_size, config.d_model):
+            raise ValueError(
+                f"mems[{i}] has shape {list(mem.shape)} but must be {expected}: "
+                "memory belongs to the rows it came from; start with mems=None or model.init_mems(batch_size)."
+            )
+        if mem.shape[0] > config.mem_len:
+            raise ValueError(
+                f"mems[{i}] has length {mem.shape[0]} but mem_len={config.mem_len} is the longest: "
+                "cut it with mem[-mem_len:] or raise mem_len with model.reset_memory_length."
+            )
+        if mem.shape[0] != mems[0].shape[0]:
+            raise ValueError(
+                f"mems[{i}] has length {mem.shape[0]} but must have that of mems[0], {mems[0].shape[0]}: "
+                "pass `mems` of the last output."
+            )
+        if not mem.is_floating_point() or (dtype is not None and mem.dtype != dtype):
+            raise TypeError(
+                f"mems[{i}] is {mem.dtype} but the model computes in {dtype or 'a floating dtype'}: "
+                "convert with [mem.to(model.dtype) for mem in mems]."
+            )
+
+
+class MemoryLayer(CacheLayerMixin):
+    """Keys and values of the last `mem_len` positions of one layer.
+
+    They lie in a buffer with some free slots at the end. New positions are written there; when it is full, the last
+    `mem_len` move to its front. With a quarter of `mem_len` free, a token costs about four slots moved, whatever the
+    memory's length.
+
+    Attributes:
+        distance: distance terms of this layer, computed once for the longest call so far; None before.
+    """
+
+    is_sliding = True
+
+    def __init__(self, mem_len: int) -> None:
+        super().__init__()
+        self.mem_len = mem_len
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, the batch size included."""
+        self.is_initialized = False
+        self.distance: DistanceTerms | None = None
+        self.keys = self.values = torch.empty(0)  # the buffers, [B, N, slots, H]
+        self._start = self._end = 0
+
+    def start(self, empty_key: Tensor, empty_value: Tensor, *, batch_size: int, length: int) -> None:
+        """Begin with `length` slots that hold `empty_key` and `empty_value`, `[N, H]` each."""
+        self._empty = (empty_key, empty_value)
+        capacity = self.mem_len + max(self.mem_len // 4, 16)
+        self.keys, self.values = (
+            empty[None, :, None].expand(batch_size, -1, capacity, -1).contiguous() for empty in self._empty
+        )
+        self._start, self._end = 0, length
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Begin with no memory, for keys and values of the given sizes."""
+        empty_key, empty_value = (
+            key_states.new_zeros(key_states.shape[1::2]),
+            value_states.new_zeros(value_states.shape[1::2]),
+        )
+        self.start(empty_key, empty_value, batch_size=key_states.shape[0], length=0)
+
+    @property
+    def length(self) -> int:
+        """M, the slots that the next call will see before its own."""
+        return self._end - self._start
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *args: Any,
+        order: Callable[..., Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Append the segment and give all keys and values that it may see.
+
+        Args:
+            key_states: `[B, N, Q, H]`. value_states: likewise.
+            order: rearranges the slots of the result (dim 2) before the last ones are kept; None leaves them.
+
+        Returns:
+            Keys and values `[B, N, M + Q, H]`; without gradients and `order`, views that the next call may overwrite.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        n_new = key_states.shape[-2]
+        fits = self.length + n_new <= self.keys.shape[-2]
+        if torch.is_grad_enabled() or order is not None or not fits:
+            # The buffers hold no history: gradients end where memory begins.
+            seen = [
+                torch.cat([buffer[:, :, self._start : self._end], new], dim=2)
+                for buffer, new in ((self.keys, key_states), (self.values, value_states))
+            ]
+            if order is not None:
+                seen = [order(states, dim=2) for states in seen]
+            self._keep_last(seen)
+            return seen[0], seen[1]
+        if self._end + n_new > self.keys.shape[-2]:
+            self._move_to_front()
+        end = self._end + n_new
+        self.keys[:, :, self._end : end] = key_states
+        self.values[:, :, self._end : end] = value_states
+        seen_keys, seen_values = self.keys[:, :, self._start : end], self.values[:, :, self._start : end]
+        self._start, self._end = max(self._start, end - self.mem_len), end
+        return seen_keys, seen_values
+
+    def _keep_last(self, seen: list[Tensor]) -> None:
+        kept = min(self.mem_len, seen[0].shape[-2])
+        buffers = []
+        for buffer, states in zip((self.keys, self.values), seen, strict=True):
+            renewed = torch.empty_like(buffer)  # autograd may still need the old one
+            renewed[:, :, :kept] = states[:, :, -kept:].detach()
+            buffers.append(renewed)
+        self.keys, self.values = buffers
+        self._start, self._end = 0, kept
+
+    def _move_to_front(self) -> None:
+        length = self.length
+        for buffer in (self.keys, self.values):
+            buffer[:, :, :length] = buffer[:, :, self._start : self._end].clone()
+        self._start, self._end = 0, length
+
+    def reset_rows(self, mask: Tensor) -> None:
+        """Make the slots of the rows where `mask [B]` is True empty."""
+        self.keys, self.values = (
+            torch.where(mask.to(buffer.device)[:, None, None, None], empty[None, :, None], buffer)
+            for buffer, empty in zip((self.keys, self.values), self._empty, strict=True)
+        )
+
+    def map_rows(self, take: Callable[[Tensor], Tensor]) -> None:
+        """Replace the buffers by `take` of them, which selects or repeats rows (dim 0)."""
+        self.keys, self.values = take(self.keys), take(self.values)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Move and convert everything that is held."""
+        self.keys, self.values = (buffer.to(device=device, dtype=dtype) for buffer in (self.keys, self.values))
+        key, value = self._empty
+        self._empty = (key.to(device=device, dtype=dtype), value.to(device=device, dtype=dtype))
+        self.distance = None
+
+    def get_seq_length(self) -> int:
+        """Slots in use; the tokens seen are the cache's to count."""
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Number of keys that a call of `query_length` tokens sees, and the offset of the first, 0."""
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Slots at most, `mem_len`."""
+        return self.mem_len
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.17
+
+
+class TransfoXLCache(Cache):
+    """Memory for inference: per layer the projected keys and values of the last `mem_len` positions.
+
+    Made by the model when `use_cache=True`, given back as `past_key_values`, and passed in again for the next segment,
+    which changes it in place. Its numbers hold for the weights that made it.
+
+    Args:
+        config: the model's.
+
+    Raises:
+        ValueError: `config.mem_len` is 0: there is nothing to keep.
+    """
+
+    def __init__(self, config: TransfoXLConfig) -> None:
+        if config.mem_len == 0:
+            raise ValueError(
+                "mem_len=0 must be positive for a TransfoXLCache: without memory there is nothing to keep."
+            )
+        super().__init__(layers=[MemoryLayer(config.mem_len) for _ in range(config.n_layer)])
+        self.mem_len = config.mem_len
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; the next call may have another batch size."""
+        for layer in self.layers:
+            layer.reset()
+        self.row_lengths: Tensor | None = None
+        self.has_uneven_rows = False  # whether rows may hold different numbers of real tokens
+        self._n_seen = 0
+
+    @property
+    def batch_size(self) -> int | None:
+        """B, or None before the first call."""
+        return None if self.row_lengths is None else self.row_lengths.shape[0]
+
+    @property
+    def memory_len(self) -> int:
+        """M, the slots that the next call will see before its own."""
+        return int(self.layers[0].length)
+
+    def begin(self, row_lengths: Tensor, *, is_uneven: bool) -> None:
+        """Start to count real tokens, `[B]` int64 (what each row's memory holds so far)."""
+        self.row_lengths = row_lengths
+        self.has_uneven_rows = is_uneven
+
+    def advance(self, n_real: Tensor | None, q_len: int) -> None:
+        """Count a segment of `q_len` tokens, `n_real [B]` of which are no padding; None for all."""
+        assert self.row_lengths is not None  # `begin` comes first
+        self.row_lengths = self.row_lengths + (q_len if n_real is None else n_real)
+        self.has_uneven_rows |= n_real is not None
+        self._n_seen += q_len
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that have passed through, padding included (not slots: those end at `mem_len`)."""
+        return self._n_seen
+
+    def reset_rows(self, mask: Tensor) -> None:
+        """Forget the rows where `mask [B]` is True, as if they had just started.
+
+        Raises:
+            ValueError: `mask` is not a bool tensor with one value a row.
+        """
+        if self.row_lengths is None:
+            return
+        _check_row_mask(mask, self.row_lengths.shape[0])
+        self.row_lengths = self.row_lengths.masked_fill(mask.to(self.row_lengths.device), 0)
+        self.has_uneven_rows = True
+        for layer in self.layers:
+            layer.reset_rows(mask)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row b becomes what row `beam_idx[b]` was."""
+        self._map_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row becomes `repeats` rows."""
+        self._map_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices` alone."""
+        self._map_rows(lambda rows: rows[indices.to(rows.device)])
+
+    def _map_rows(self, take: Callable[[Tensor], Tensor]) -> None:
+        if self.row_lengths is None:
+            return
+        self.row_lengths = take(self.row_lengths)
+        for layer in self.layers:
+            layer.map_rows(take)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "TransfoXLCache":
+        """Move to a device or convert to a dtype, in place; gives itself."""
+        if self.row_lengths is not None:
+            self.row_lengths = self.row_lengths.to(device=device)
+            for layer in self.layers:
+                layer.to(device=device, dtype=dtype)
+        return self
+
+    def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: what has left the memory cannot come back."""
+        raise ValueError(
+            "TransfoXLCache cannot be cropped: tokens that left the memory cannot come back, so this model can take no "
+            "part in assisted generation. Copy the cache before the tokens instead."
+        )
+
+
+def _check_row_mask(mask: Tensor, batch_size: int) -> None:
+    if mask.dtype != torch.bool or mask.shape != (batch_size,):
+        raise ValueError(
+            f"mask is {mask.dtype} of shape {list(mask.shape)} but must be torch.bool of shape [{batch_size}]: "
+            "True for each row to forget."
+        )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} holding {', '.join(sorted({type(item).__name__ for item in value}))}"
+    return f"a {type(value).__name__}"
+
+
+__all__ = ["MemoryLayer", "TransfoXLCache", "check_mems", "empty_mems", "reset_mems"]

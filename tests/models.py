@@ -1,0 +1,103 @@
+"""Small models and comparisons that several test modules share."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from transformer_xl import TransfoXLConfig, TransfoXLLMHeadModel
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+TOLERANCES = {
+    torch.float64: {"rtol": 1e-10, "atol": 1e-10},  # two orders of the same sums
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},  # the golden cases' own tolerance
+    torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},  # 8 bits of mantissa, through a few layers
+    torch.float16: {"rtol": 1e-2, "atol": 1e-2},  # 11 bits
+}
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    """Equal within the tolerance of their dtype."""
+    dtype = expected.dtype if isinstance(expected, Tensor) else expected[0].dtype
+    assert_close(actual, expected, **TOLERANCES.get(dtype, {"rtol": 0, "atol": 0}))
+
+
+def tiny_config(**changes: Any) -> TransfoXLConfig:
+    """Two layers; initial weights are large, so that a wrong term shows."""
+    settings = {
+        "vocab_size": 40,
+        "cutoffs": [10, 20],
+        "d_model": 12,
+        "d_embed": 12,
+        "n_head": 3,
+        "d_head": 4,
+        "d_inner": 20,
+        "div_val": 2,
+        "n_layer": 2,
+        "mem_len": 6,
+        "clamp_len": -1,
+        "same_length": True,
+        "dropout": 0.0,
+        "dropatt": 0.0,
+        "init_std": 0.5,
+        "proj_init_std": 0.5,
+        "eos_token_id": None,
+        "tgt_len": 8,
+    }
+    return TransfoXLConfig(**{**settings, **changes})
+
+
+def tiny_model(cls: type = TransfoXLLMHeadModel, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any):
+    """A model of `tiny_config` in evaluation mode."""
+    torch.manual_seed(seed)
+    config = tiny_config(**changes)
+    config._attn_implementation = changes.get("attn_implementation", "sdpa")
+    return cls(config).to(dtype).eval()
+
+
+def random_ids(*shape: int, vocab_size: int = 40, seed: int = 1) -> Tensor:
+    """Token ids drawn evenly."""
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def settings_of_models(draw: st.DrawFn, **fixed: Any) -> dict[str, Any]:
+    """Changes to `tiny_config` that make a valid model of any kind."""
+    drawn = {
+        "attn_type": draw(st.sampled_from([0, 0, 1])),
+        "mem_len": draw(st.integers(1, 9)),
+        "n_head": draw(st.integers(1, 3)),
+        "d_head": draw(st.integers(1, 5)),
+        "d_model": draw(st.sampled_from([2, 6, 12])),
+        "n_layer": draw(st.integers(1, 3)),
+        "clamp_len": draw(st.sampled_from([-1, 1, 4])),
+        "same_length": draw(st.booleans()),
+        "span_counts_self": draw(st.booleans()),
+        "pre_lnorm": draw(st.booleans()),
+        "untie_r": draw(st.booleans()),
+        "initial_memory": draw(st.sampled_from(["zeros", "empty"])),
+        "attn_implementation": draw(st.sampled_from(["eager", "sdpa"])),
+        "tgt_len": draw(st.integers(1, 9)),
+        "div_val": draw(st.sampled_from([1, 2])),
+        "cutoffs": draw(st.sampled_from([[], [10, 20]])),
+        "seed": draw(st.integers(0, 3)),
+    }
+    return {**drawn, **fixed}
+
+
+def run_segments(model: Any, ids: Tensor, lengths: list[int], *, use_cache: bool = False, **kwargs: Any):
+    """Log-probabilities of `ids` fed in segments of `lengths`, and the state left behind (mems or cache)."""
+    state, scores = None, []
+    for segment in ids.split(lengths, dim=1):
+        if use_cache:
+            output = model(segment, past_key_values=state, use_cache=True, **kwargs)
+            state = output.past_key_values
+        else:
+            output = model(segment, mems=state, **kwargs)
+            state = output.mems
+        scores.append(output.logits)
+    return torch.cat(scores, dim=1), state

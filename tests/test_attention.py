@@ -1,0 +1,154 @@
+"""The attention formula: written as loops, equal to both implementations, gradients included."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import assert_equal
+
+from transformer_xl.attention import (
+    DistanceTerms,
+    eager_attention,
+    key_distances,
+    relative_shift,
+    sdpa_attention,
+    sinusoid,
+    visible_keys,
+)
+
+CPU = torch.device("cpu")
+
+
+def random_case(q_len: int, memory_len: int, *, kind: str, seed: int = 0):
+    """Inputs of an attention function in float64, each a leaf that takes gradients."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    n_batch, n_heads, size, k_len = 2, 3, 4, memory_len + q_len
+    q, k, v = leaf(n_batch, n_heads, q_len, size), *(leaf(n_batch, n_heads, k_len, size) for _ in range(2))
+    content_bias = leaf(n_heads, size) if kind != "absolute" else None
+    distance = {
+        "Transformer-XL": lambda: DistanceTerms(leaf(n_heads, k_len, size), leaf(n_heads, size)),
+        "Shaw": lambda: DistanceTerms(leaf(n_heads, k_len, size), None, leaf(n_heads, k_len)),
+        "absolute": lambda: None,
+    }[kind]()
+    return q, k, v, content_bias, distance
+
+
+def attention_by_loops(q, k, v, content_bias, distance, mask):
+    """One query, head and key at a time; the distance is subtracted and looked up."""
+    n_batch, n_heads, q_len, size = q.shape
+    k_len = k.shape[2]
+    rows = []
+    for b in range(n_batch):
+        for n in range(n_heads):
+            for i in range(q_len):
+                scores = []
+                seen = [j for j in range(k_len) if mask.expand(n_batch, 1, q_len, k_len)[b, 0, i, j]]
+                for j in seen:
+                    query = q[b, n, i]
+                    score = (query if content_bias is None else query + content_bias[n]) @ k[b, n, j]
+                    if distance is not None:
+                        d = (k_len - q_len + i) - j
+                        with_bias = query if distance.query_bias is None else query + distance.query_bias[n]
+                        score = score + with_bias @ distance.keys[n, k_len - 1 - d]
+                        if distance.score_bias is not None:
+                            score = score + distance.score_bias[n, k_len - 1 - d]
+                    scores.append(score / math.sqrt(size))
+                rows.append(torch.stack(scores).softmax(0) @ v[b, n, seen])
+    return torch.stack(rows).view(n_batch, n_heads, q_len, size)
+
+
+@pytest.mark.parametrize("kind", ["Transformer-XL", "Shaw", "absolute"])
+@pytest.mark.parametrize(("q_len", "memory_len", "span"), [(3, 0, None), (1, 5, None), (4, 3, 3), (3, 7, 8), (5, 2, 1)])
+@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention])
+def test_attention_and_its_gradients_equal_the_formula_written_as_loops(kind, q_len, memory_len, span, attend):
+    inputs = random_case(q_len, memory_len, kind=kind)
+    n_hidden = torch.tensor([0, min(2, memory_len)])
+    mask = visible_keys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU)
+    q, k, v, content_bias, distance = inputs
+    leaves = [x for x in (q, k, v, content_bias, *(distance or ())) if x is not None]
+
+    expected = attention_by_loops(*inputs, mask)
+    actual, _ = attend(q, k, v, content_bias=content_bias, distance=distance, mask=mask)
+
+    assert_equal(actual, expected)
+    weight = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), leaves)
+    assert_equal(torch.autograd.grad((actual * weight).sum(), leaves), expected_gradients)
+
+
+def test_eager_weights_are_probabilities_over_visible_keys():
+    q, k, v, content_bias, distance = random_case(4, 3, kind="Transformer-XL")
+    mask = visible_keys(4, 3, span=3, device=CPU)
+    _, weights = eager_attention(q, k, v, content_bias=content_bias, distance=distance, mask=mask)
+    assert weights.shape == (2, 3, 4, 7)
+    assert_equal(weights.sum(-1), torch.ones(2, 3, 4, dtype=torch.float64))
+    assert not weights[(~mask).expand_as(weights)].any()
+
+
+@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention])
+def test_attention_dropout_keeps_the_mean_and_drops_the_stated_share(attend):
+    torch.manual_seed(0)
+    size, k_len = 4, 400
+    q, k = torch.zeros(1, 1, 1, size), torch.randn(1, 1, k_len, size)
+    v = torch.ones(1, 1, k_len, size)
+    mask = visible_keys(1, k_len - 1, span=None, device=CPU)
+    draws = torch.stack(
+        [attend(q, k, v, content_bias=None, distance=None, mask=mask, dropout=0.25)[0].mean() for _ in range(300)]
+    )
+    # Equal weights: each draw is binomial(400, 3/4) / 300, so its deviation is sqrt(400 * 3/16) / 300 = 0.0289.
+    assert abs(draws.mean() - 1) < 0.01
+    assert abs(draws.std() - 0.0289) < 0.006
+
+
+@given(q_len=st.integers(1, 6), memory_len=st.integers(0, 6))
+def test_relative_shift_moves_each_distance_under_its_key(q_len, memory_len):
+    k_len = memory_len + q_len
+    by_distance = torch.arange(k_len, -1, -1.0).sub(1).expand(q_len, -1).contiguous()  # column c says its distance
+    shifted = relative_shift(by_distance)
+    assert shifted.shape == (q_len, k_len)
+    assert shifted.untyped_storage().data_ptr() == by_distance.untyped_storage().data_ptr()
+    for i in range(q_len):
+        for j in range(memory_len + i + 1):
+            assert shifted[i, j] == memory_len + i - j
+
+
+@given(
+    q_len=st.integers(1, 6), memory_len=st.integers(0, 6), span=st.none() | st.integers(1, 9), hidden=st.integers(0, 12)
+)
+def test_visible_keys_are_those_within_the_span_that_hold_something(q_len, memory_len, span, hidden):
+    n_hidden = torch.tensor([0, min(hidden, memory_len + q_len)])
+    visible = visible_keys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU)
+    for b in range(2):
+        for i in range(q_len):
+            for j in range(memory_len + q_len):
+                distance = memory_len + i - j
+                is_seen = distance >= 0 and (span is None or distance < span) and j >= n_hidden[b]
+                assert visible[b, 0, i, j] == (is_seen or distance == 0)
+
+
+def test_distances_count_down_and_are_capped():
+    assert key_distances(5, clamp_len=-1, device=CPU).tolist() == [4, 3, 2, 1, 0]
+    assert key_distances(5, clamp_len=0, device=CPU).tolist() == [4, 3, 2, 1, 0]
+    assert key_distances(5, clamp_len=2, device=CPU).tolist() == [2, 2, 2, 1, 0]
+
+
+def test_sinusoid_is_sines_then_cosines():
+    signal = sinusoid(torch.tensor([0, 3]), 6, dtype=torch.float64)
+    for i in range(3):
+        angle = 3 / 10_000 ** (2 * i / 6)
+        assert signal[0, i] == 0
+        assert signal[0, 3 + i] == 1
+        assert math.isclose(signal[1, i], math.sin(angle))
+        assert math.isclose(signal[1, 3 + i], math.cos(angle))
+
+
+def test_sinusoid_tells_far_positions_apart_in_bfloat16():
+    signal = sinusoid(torch.tensor([256, 257]), 8, dtype=torch.bfloat16)
+    assert signal.dtype == torch.bfloat16
+    assert not torch.equal(signal[0], signal[1])
