@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import assert_equal
 from torch import nn
 
+from models import assert_equal
 from transformer_xl import AdaptiveEmbedding
 from transformer_xl.adaptive import AdaptiveLogSoftmax, log_expected_count, log_uniform_sample
 
@@ -136,7 +136,9 @@ def test_resizing_a_cluster_keeps_the_other_tokens_and_starts_new_ones_at_the_me
     softmax.resize(cluster, change)
 
     assert embedding.n_token == softmax.n_token == 30 + change
-    assert embedding.cutoffs == softmax.cutoffs == [cutoff + change * (i >= cluster) for i, cutoff in enumerate([10, 20])]
+    assert (
+        embedding.cutoffs == softmax.cutoffs == [cutoff + change * (i >= cluster) for i, cutoff in enumerate([10, 20])]
+    )
     moved = [token if token < end else token + change for token in kept]
     assert_equal(embedding(torch.tensor(moved)), embedded[kept])
     after = softmax.log_prob(hidden)
@@ -164,7 +166,9 @@ def test_samples_follow_the_log_uniform_distribution():
 def test_expected_count_is_the_share_of_draws_that_hold_the_id():
     torch.manual_seed(0)
     device = torch.device("cpu")
-    held = torch.stack([torch.bincount(log_uniform_sample(20, 10, device=device)[0], minlength=20) for _ in range(2000)])
+    held = torch.stack(
+        [torch.bincount(log_uniform_sample(20, 10, device=device)[0], minlength=20) for _ in range(2000)]
+    )
     share = (held > 0).double().mean(0)
     assert (log_expected_count(torch.arange(20), 20, 10).exp() - share).abs().max() < 0.03
 

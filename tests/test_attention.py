@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import assert_equal
 
+from models import assert_equal
 from transformer_xl.attention import (
     DistanceTerms,
     eager_attention,

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+
+from transformer_xl.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "transformer_xl"
-MODEL_FILES = {"configuration", "attention", "adaptive", "memory", "modeling", "tokenization", "pickle_reader"}
+MODEL_ROOTS = {"configuration", "attention", "adaptive", "memory", "modeling", "tokenization", "pickle_reader"}
+EVERYTHING_ELSE = {"analysis", "cli", "data", "evaluation", "files", "generation", "legacy", "plots", "training"}
+COMMANDS = typer.main.get_command(app).commands
 PYTHON_FILES = sorted(path for folder in ("src", "tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
 TEXT_FILES = sorted(
     path
@@ -36,12 +41,18 @@ def own_imports(path: Path) -> Iterator[str]:
 
 def test_model_files_import_only_each_other_and_by_a_flat_relative_import():
     """A Hub folder carries these files side by side, without the rest of the package."""
-    for name in MODEL_FILES:
+    found, to_read = set(), set(MODEL_ROOTS)
+    while to_read:
+        name = to_read.pop()
+        found.add(name)
         path = PACKAGE / f"{name}.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        levels = [n.level for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level > 0]
-        assert all(level == 1 for level in levels), path.name
-        assert set(own_imports(path)) <= MODEL_FILES, path.name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level > 0:
+                is_flat = node.level == 1 and node.module is not None and "." not in node.module
+                assert is_flat, f"{path.name}:{node.lineno} must be `from .name import x`"
+        to_read |= set(own_imports(path)) - found
+    assert not found & EVERYTHING_ELSE
 
 
 def test_only_the_command_line_imports_the_command_line():
@@ -66,11 +77,21 @@ FORBIDDEN_CALLS = re.compile(
 )
 
 
+def is_safe_in_a_test(call: ast.Call) -> bool:
+    """Tests may compare with torch's own safe reader, and copy objects that they made themselves."""
+    if called_name(call) == "torch.load":
+        return any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in call.keywords)
+    made_here = isinstance(call.args[0], ast.Call) and called_name(call.args[0]) == "pickle.dumps"
+    return called_name(call) == "pickle.loads" and made_here
+
+
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_in_a_file_is_ever_executed(path):
+    is_test = path.is_relative_to(ROOT / "tests")
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            assert not FORBIDDEN_CALLS.match(called_name(node)), f"{path.name}:{node.lineno}"
+            is_forbidden = FORBIDDEN_CALLS.match(called_name(node)) and not (is_test and is_safe_in_a_test(node))
+            assert not is_forbidden, f"{path.name}:{node.lineno}"
             for keyword in node.keywords:
                 unsafe = (keyword.arg, getattr(keyword.value, "value", None)) in {
                     ("allow_pickle", True),
@@ -86,7 +107,7 @@ def test_no_file_names_a_folder_of_one_machine(path):
     assert not re.search(rf"(?<![\w.:/-])/({folders})/", path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["env", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments):
     """`-X importtime` lists every module that the process imported."""
     program = "import sys; sys.argv[1:] = sys.argv[2:]; from transformer_xl_command import main; main()"

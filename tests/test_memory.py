@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from models import assert_equal, random_ids, run_segments, tiny_config, tiny_model
 
+from models import assert_equal, random_ids, run_segments, tiny_config, tiny_model
 from transformer_xl import TransfoXLCache, reset_mems
 from transformer_xl.memory import MemoryLayer
 from transformer_xl.padding import RowAlignment

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import FIXTURES, assert_equal, random_ids, run_segments, settings_of_models, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from models import FIXTURES, assert_equal, random_ids, run_segments, settings_of_models, tiny_config, tiny_model
 from transformer_xl import (
     TransfoXLConfig,
     TransfoXLForSequenceClassification,
@@ -45,9 +45,7 @@ def load_hf_case(folder: Path, target: Path, implementation: str, cls=TransfoXLL
     (target / "config.json").write_text((folder / "config.json").read_text())
     state = {name.removeprefix("state."): value for name, value in case.items() if name.startswith("state.")}
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    model, info = cls.from_pretrained(
-        target, attn_implementation=implementation, output_loading_info=True, **changes
-    )
+    model, info = cls.from_pretrained(target, attn_implementation=implementation, output_loading_info=True, **changes)
     assert model.config._attn_implementation == implementation
     return model.eval(), case, info
 
@@ -63,9 +61,7 @@ def test_segments_agree_with_transformers_4_35(folder, implementation, tmp_path)
     assert unnecessary_keys(info) == []
     mems = None
     for s in range(3):
-        output = model(
-            case[f"segment{s}.input_ids"], mems=mems, output_hidden_states=True, output_attentions=True
-        )
+        output = model(case[f"segment{s}.input_ids"], mems=mems, output_hidden_states=True, output_attentions=True)
         mems = output.mems
         assert_equal(output.prediction_scores, case[f"segment{s}.prediction_scores"])
         assert_equal(output.hidden_states[-1], case[f"segment{s}.last_hidden_state"])
@@ -357,6 +353,29 @@ def test_gradients_reach_key_value_weights_through_memories_but_not_their_past()
     assert embedded.grad is None
 
 
+def test_memories_that_are_passed_in_get_no_gradient():
+    model = tiny_model()
+    mems = [torch.randn(4, 1, 12, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    model(random_ids(1, 3), mems=mems, labels=random_ids(1, 3)).loss.backward()
+    assert all(mem.grad is None for mem in mems)
+
+
+@pytest.mark.parametrize("pre_lnorm", [False, True])
+def test_padding_that_stays_in_a_partial_memory_is_a_zero_vector(pre_lnorm):
+    """Four slots of memory where six fit: after a padded segment, padding fills the rest."""
+    model = tiny_model(mem_len=6, initial_memory="zeros", pre_lnorm=pre_lnorm)
+    mems = [torch.randn(4, 1, 12, dtype=torch.float64) for _ in range(2)]
+    mask = torch.tensor([[0, 0, 1]])
+    padded = model(random_ids(1, 3), mems=mems, attention_mask=mask)
+    alone = model(random_ids(1, 3)[:, 2:], mems=mems)
+    for mem, expected in zip(padded.mems, alone.mems, strict=True):
+        assert not mem[0].any()
+        assert_equal(mem[1:], expected)
+    cache = model(random_ids(1, 3), mems=mems, attention_mask=mask, use_cache=True).past_key_values
+    ids = random_ids(1, 4, seed=3)
+    assert_equal(model(ids, past_key_values=cache).logits, model(ids, mems=padded.mems).logits)
+
+
 def test_memory_is_the_last_inputs_of_each_layer():
     model = tiny_model(mem_len=4)
     output = model(random_ids(2, 6), output_hidden_states=True)
@@ -395,7 +414,9 @@ def test_plain_forward_gives_memories_whatever_the_config_says_of_a_cache():
     assert output.past_key_values is not None
 
 
-@pytest.mark.parametrize(("labels", "fields"), [(False, ["prediction_scores"]), (True, ["losses", "prediction_scores"])])
+@pytest.mark.parametrize(
+    ("labels", "fields"), [(False, ["prediction_scores"]), (True, ["losses", "prediction_scores"])]
+)
 def test_tuple_has_the_documented_order_without_absent_fields(labels, fields):
     model = tiny_model()
     ids = random_ids(1, 3)
@@ -486,7 +507,9 @@ def test_attentions_of_a_padded_batch_lie_where_the_tokens_lie():
     alone = model(ids[:, :3], mems=mems, output_attentions=True).attentions
     right = model(ids, mems=mems, attention_mask=torch.tensor([[1, 1, 1, 0, 0]]), output_attentions=True).attentions
     shuffled = ids[:, [3, 0, 1, 4, 2]]
-    mixed = model(shuffled, mems=mems, attention_mask=torch.tensor([[0, 1, 1, 0, 1]]), output_attentions=True).attentions
+    mixed = model(
+        shuffled, mems=mems, attention_mask=torch.tensor([[0, 1, 1, 0, 1]]), output_attentions=True
+    ).attentions
     for expected, padded_right, padded_anywhere in zip(alone, right, mixed, strict=True):
         assert_equal(padded_right[:, :, :3, :6], expected)
         assert not padded_right[:, :, 3:].any()
@@ -497,7 +520,9 @@ def test_attentions_of_a_padded_batch_lie_where_the_tokens_lie():
 def test_dropout_acts_on_the_position_signal_too():
     model = tiny_model(dropout=0.5, n_layer=1).train()
     signals = []
-    handle = model.transformer.layers[0].dec_attn.r_net.register_forward_pre_hook(lambda _, args: signals.append(args[0]))
+    handle = model.transformer.layers[0].dec_attn.r_net.register_forward_pre_hook(
+        lambda _, args: signals.append(args[0])
+    )
     model(random_ids(1, 200))
     handle.remove()
     share = (signals[0] == 0).double().mean()
@@ -580,10 +605,20 @@ def test_resizing_starts_rows_as_initialisation_does_on_request():
 def test_initialisation_is_as_documented(init, attn_type):
     """Every parameter of every kind, through the library's own construction."""
     torch.manual_seed(0)
-    size = {"d_model": 96, "d_embed": 96, "n_head": 6, "d_head": 16, "d_inner": 128, "vocab_size": 400, "cutoffs": [100, 200]}
+    size = {
+        "d_model": 96,
+        "d_embed": 96,
+        "n_head": 6,
+        "d_head": 16,
+        "d_inner": 128,
+        "vocab_size": 400,
+        "cutoffs": [100, 200],
+    }
     stds = {"init_std": 0.03, "proj_init_std": 0.2, "init_range": 0.4}
     mem_len = 0 if attn_type in (2, 3) else 30
-    config = tiny_config(**size, **stds, init=init, attn_type=attn_type, mem_len=mem_len, tgt_len=40, untie_r=attn_type == 0)
+    config = tiny_config(
+        **size, **stds, init=init, attn_type=attn_type, mem_len=mem_len, tgt_len=40, untie_r=attn_type == 0
+    )
     model = TransfoXLLMHeadModel(config)
     for name, parameter in model.named_parameters():
         values = parameter.detach()

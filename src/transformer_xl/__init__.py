@@ -62,6 +62,7 @@ def register_auto_classes() -> None:
         AutoModelForSequenceClassification,
         AutoTokenizer,
     )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: PLC0415 - likewise
 
     from . import configuration, modeling, tokenization  # noqa: PLC0415 - likewise
 
@@ -70,6 +71,8 @@ def register_auto_classes() -> None:
     AutoTokenizer.register(config, tokenizer_class=tokenization.TransfoXLTokenizer, exist_ok=True)
     AutoModel.register(config, modeling.TransfoXLModel, exist_ok=True)
     AutoModelForCausalLM.register(config, modeling.TransfoXLLMHeadModel, exist_ok=True)
+    # Trainer shifts labels for label smoothing if it finds the class in this table; `register` does not write to it.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type] = "TransfoXLLMHeadModel"
     AutoModelForSequenceClassification.register(config, modeling.TransfoXLForSequenceClassification, exist_ok=True)
 
 

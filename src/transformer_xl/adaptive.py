@@ -218,11 +218,12 @@ class AdaptiveLogSoftmax(nn.Module):
         return F.linear(hidden, self.out_projs[i].T) if len(self.out_projs) else hidden
 
     def _head_logits(self, hidden: Tensor) -> Tensor:
-        weight, bias = self._rows(0)
-        if self.cutoffs:
-            weight = torch.cat([weight, self.cluster_weight])
-            bias = torch.cat([bias, self.cluster_bias])
-        return F.linear(self._project(hidden, 0), weight, bias)
+        projected = self._project(hidden, 0)
+        logits = F.linear(projected, *self._rows(0))
+        if not self.cutoffs:
+            return logits
+        # Joining logits instead of weights: one token must not copy the whole shortlist.
+        return torch.cat([logits, F.linear(projected, self.cluster_weight, self.cluster_bias)], dim=-1)
 
     def _tail_logits(self, hidden: Tensor, i: int) -> Tensor:
         return F.linear(self._project(hidden, i), *self._rows(i))

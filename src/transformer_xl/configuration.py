@@ -30,6 +30,7 @@ _CHOICES: dict[str, Sequence[Any]] = {
     "attn_type": tuple(ATTENTION_TYPES),
     "init": ("normal", "uniform"),
     "initial_memory": ("zeros", "empty"),
+    "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
 }
 _INTEGERS = {
     "vocab_size", "d_model", "d_embed", "n_head", "d_head", "d_inner", "div_val", "n_layer", "mem_len", "clamp_len",
@@ -135,12 +136,13 @@ class TransfoXLConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("max_position_embeddings", None)  # a property of old releases; this model has no such limit
         share_projections = kwargs.pop("proj_share_all_but_first", True)
-        _require(
-            isinstance(share_projections, bool), "proj_share_all_but_first", share_projections, "be True or False", TypeError
-        )
+        is_flag = isinstance(share_projections, bool)
+        _require(is_flag, "proj_share_all_but_first", share_projections, "be True or False", TypeError)
         for alias, name in ALIASES.items():
             if alias in kwargs:
                 setattr(self, name, kwargs.pop(alias))
+        is_list = isinstance(self.cutoffs, list | tuple | None)
+        _require(is_list, "cutoffs", self.cutoffs, "be a list of integers, [] for a plain softmax", TypeError)
         self.cutoffs = list(self.cutoffs or [])  # a list, as JSON returns it, so that a reloaded config compares equal
         self._check_scalars()
         self._check_cutoffs()
@@ -234,6 +236,8 @@ class TransfoXLConfig(PreTrainedConfig):
         for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
             value = getattr(self, name)
             for token_id in value if isinstance(value, list) else [value]:
+                is_integer = isinstance(token_id, int | None) and not isinstance(token_id, bool)
+                _require(is_integer, name, value, "be an integer or None", TypeError)
                 _require(token_id is None or token_id < self.vocab_size, name, token_id, rule)
 
     @classmethod

@@ -1,6 +1,6 @@
 """One layer of Transformer-XL: attention, then feed-forward, each with residual connection and layer norm.
 
-Parameters keep the names of old checkpoints, which docs/legacy.md maps to the paper's symbols; `r_w_bias` is u,
+Parameters keep the names of old checkpoints, which docs/model.md maps to the paper's symbols; `r_w_bias` is u,
 `r_r_bias` is v.
 
 Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, D model size.

@@ -7,8 +7,9 @@ padding.py, initialisation and tied weights in pretrained.py, the outputs in out
 Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, D model size, V vocabulary.
 """
 
-from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -186,10 +187,20 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             shape = list(inputs_embeds.shape)
             if len(shape) != 3 or shape[-1] != self.config.d_model:
                 raise ValueError(f"inputs_embeds has shape {shape} but must be [B, Q, d_model={self.config.d_model}].")
+            if inputs_embeds.dtype != self.dtype and not torch.is_autocast_enabled(inputs_embeds.device.type):
+                raise TypeError(
+                    f"inputs_embeds is {inputs_embeds.dtype} but the model computes in {self.dtype}: "
+                    "convert with inputs_embeds.to(model.dtype)."
+                )
             embedded = inputs_embeds
         elif input_ids is None:
             raise ValueError("input_ids or inputs_embeds must be given, but neither was: pass one of them.")
         else:
+            if not isinstance(input_ids, Tensor):
+                raise TypeError(
+                    f"input_ids is a {type(input_ids).__name__} but must be a tensor [B, Q]: "
+                    "ask the tokenizer for return_tensors='pt', or pass torch.tensor([ids])."
+                )
             if input_ids.dim() != 2:
                 raise ValueError(
                     f"input_ids has shape {list(input_ids.shape)} but must be [B, Q]: add a batch dimension."
@@ -243,6 +254,18 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
                 f"past_key_values holds {cache.batch_size} rows but the input has {batch_size}: pass as many rows, "
                 "or change those of the cache with its batch_select_indices or batch_repeat_interleave."
             )
+        if cache.batch_size is not None:
+            heads = (cache.layers[0].keys.shape[1], cache.layers[0].keys.shape[3])
+            if heads != (self.config.n_head, self.config.d_head):
+                raise ValueError(
+                    f"past_key_values has n_head={heads[0]} and d_head={heads[1]} but the model has "
+                    f"n_head={self.config.n_head} and d_head={self.config.d_head}: start a new cache."
+                )
+            if cache.layers[0].keys.dtype != self.dtype and not torch.is_autocast_enabled(self.device.type):
+                raise TypeError(
+                    f"past_key_values is {cache.layers[0].keys.dtype} but the model computes in {self.dtype}: "
+                    "convert with cache.to(dtype=model.dtype)."
+                )
         if has_mems and cache.batch_size is not None:
             raise ValueError(
                 "mems and past_key_values must not both hold the past: pass one (mems may start a new cache)."
@@ -324,7 +347,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         if self.config.attn_type != 1:
             return Shared()
         # Shaw et al. 2018: distance d reads the d-th row from the end; the farthest kept row serves all beyond it.
-        n_rows = self.config.n_position_rows
+        n_rows = self.r_emb.shape[1]  # the table keeps its length when `reset_memory_length` changes mem_len
         n_kept = min(n_rows, self.config.clamp_len) if self.config.clamp_len > 0 else n_rows
         rows = n_rows - 1 - key_distances(k_len, clamp_len=-1, device=self.r_emb.device).clamp(max=n_kept - 1)
         table = DistanceTerms(self.r_emb[i, rows].transpose(0, 1), None, self.r_bias[i, rows].T)
@@ -332,6 +355,24 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
 
     def _remember(self, contexts: list[Tensor]) -> list[Tensor]:
         return [context[:, -self.config.mem_len :].detach().transpose(0, 1) for context in contexts]
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def unlisted(name: str) -> Callable[[Function], Function]:
+    """Leave an argument out of what `inspect.signature` says of a function; it can be passed as before.
+
+    Trainer computes no evaluation loss unless a batch has every argument of `forward` with "label" in its name.
+    """
+
+    def mark(function: Function) -> Function:
+        signature = inspect.signature(function)
+        listed = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+        function.__signature__ = signature.replace(parameters=listed)  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
@@ -364,6 +405,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         """See `TransfoXLModel.reset_memory_length`."""
         self.transformer.reset_memory_length(mem_len)
 
+    @unlisted("shift_labels")
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -468,6 +510,11 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Put a `TransfoXLCache` into `model_kwargs` (called by `generate`)."""
+        if generation_config.is_assistant:
+            raise ValueError(
+                "assistant_model must not be a Transformer-XL: its memory cannot take rejected tokens back. "
+                "Generate without an assistant."
+            )
         if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"cache_implementation={generation_config.cache_implementation!r} must be None: "
@@ -497,10 +544,9 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """The arguments of the next `forward` (called by `generate`): with a cache the new tokens, without it all."""
         if past_key_values is None:
-            if inputs_embeds is not None:
-                raise ValueError(
-                    "inputs_embeds must come with a cache in generate: set use_cache=True and mem_len > 0."
-                )
+            if inputs_embeds is not None or mems is not None:
+                given = "mems" if inputs_embeds is None else "inputs_embeds"
+                raise ValueError(f"{given} must come with a cache in generate: set use_cache=True and mem_len > 0.")
             next_sequence_length = self.config.tgt_len if self.config.attn_type in (2, 3) else None
         elif next_sequence_length is not None and next_sequence_length <= 0:
             if next_sequence_length == 0:
@@ -508,12 +554,12 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
                     f"input_ids has {input_ids.shape[1]} tokens, and past_key_values has seen all: pass one more."
                 )
             next_sequence_length = None  # fewer ids than the cache has seen: these are new ones alone
-        if past_key_values is not None and not is_first_iteration:
-            attention_mask = None  # new tokens are real, and the cache knows the padding of the past
+        if past_key_values is not None and not is_first_iteration and next_sequence_length is not None:
+            attention_mask = None  # a new token is real, and the cache knows the padding of the past
         elif past_key_values is None and attention_mask is not None and next_sequence_length is not None:
             attention_mask = attention_mask[:, -next_sequence_length:]
-        if mems is not None and (past_key_values is None or past_key_values.batch_size is None):
-            kwargs["mems"] = [mem.repeat_interleave(input_ids.shape[0] // mem.shape[1], dim=1) for mem in mems]
+        if mems is not None and past_key_values is not None and past_key_values.batch_size is None:
+            kwargs["mems"] = mems  # they start the cache, which then holds them
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -524,6 +570,24 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat each row for beams or several sequences (called by `generate`)."""
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if model_kwargs.get("mems") is not None and expand_size > 1:
+            model_kwargs["mems"] = [mem.repeat_interleave(expand_size, dim=1) for mem in model_kwargs["mems"]]
+        return input_ids, model_kwargs
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: TransfoXLLMHeadModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What the next step needs (called by `generate`): without a cache nothing, not the `mems`."""
+        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        if outputs.get("past_key_values") is None:
+            updated.pop("past_key_values", None)
+        return updated
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: continuous batching pages keys and values, which a memory of fixed length has not."""
@@ -538,6 +602,8 @@ class TransfoXLForSequenceClassification(TransfoXLPreTrainedModel):
 
     def __init__(self, config: TransfoXLConfig) -> None:
         super().__init__(config)
+        if config.num_labels < 1:
+            raise ValueError(f"num_labels={config.num_labels} must be at least 1 (1 is regression).")
         self.num_labels = config.num_labels
         self.transformer = TransfoXLModel(config)
         self.score = nn.Linear(config.d_model, config.num_labels, bias=False)
@@ -569,8 +635,8 @@ class TransfoXLForSequenceClassification(TransfoXLPreTrainedModel):
         Args:
             labels: class ids `[B]`; for regression numbers `[B]` or `[B, num_labels]`; for several labels a row, 0 or 1
                 in `[B, num_labels]`. `config.problem_type` says which, or else `num_labels` and the dtype.
-            use_cache: True starts a cache, as in the transformer; False, which transformers' pipelines pass, also leaves
-                `mems` out: the pipelines take every output apart by its first axis, which is the layer in `mems`.
+            use_cache: True starts a cache, as in the transformer. False, as transformers' pipelines pass, leaves `mems`
+                out as well: pipelines take every output apart by its first axis, which in `mems` is the layer.
 
         The last real token is found by `attention_mask`, else by `config.pad_token_id`, else it is the last position.
         """
@@ -627,30 +693,43 @@ class TransfoXLForSequenceClassification(TransfoXLPreTrainedModel):
         if problem_type == "regression":
             return F.mse_loss(logits, labels.view(logits.shape).to(logits.dtype))
         if problem_type == "single_label_classification":
+            remedy = "pass num_labels= to from_pretrained"
+            check_ids(labels, self.num_labels, name="labels", ignored=-100, size_name="num_labels", remedy=remedy)
             return F.cross_entropy(logits, labels.view(-1).long())
         return F.binary_cross_entropy_with_logits(logits, labels.view(logits.shape).to(logits.dtype))
 
 
-def check_ids(ids: Tensor, vocab_size: int, *, name: str, ignored: int | None = None) -> None:
-    """Refuse ids outside the vocabulary.
+VOCABULARY_REMEDY = "use the model's own tokenizer, or resize_token_embeddings after adding tokens"
+
+
+def check_ids(
+    ids: Tensor,
+    n_ids: int,
+    *,
+    name: str,
+    ignored: int | None = None,
+    size_name: str = "vocab_size",
+    remedy: str = VOCABULARY_REMEDY,
+) -> None:
+    """Refuse ids outside 0 to `n_ids - 1`, the value of `size_name`, that are not `ignored`.
 
     Raises:
-        ValueError: on a CPU. On a GPU the device asserts, without being waited for.
+        TypeError: the ids are no integers.
+        ValueError: an id is outside, on a CPU. On a GPU the device asserts, without being waited for.
     """
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise TypeError(f"{name} is {ids.dtype} but must hold integers: convert with {name}.long().")
     if torch.compiler.is_compiling() or ids.numel() == 0 or ids.is_meta:
         return
-    is_known = (ids >= 0) & (ids < vocab_size)
+    is_known = (ids >= 0) & (ids < n_ids)
     if ignored is not None:
         is_known = is_known | (ids == ignored)
+    rule = f"must lie in 0 to {n_ids - 1} ({size_name}={n_ids})"
     if ids.device.type != "cpu":
-        torch._assert_async(is_known.all(), f"{name} must lie in 0 to {vocab_size - 1} (vocab_size={vocab_size}).")
+        torch._assert_async(is_known.all(), f"{name} {rule}.")
     elif not bool(is_known.all()):
-        worst = int(ids[~is_known][0])
         also = "" if ignored is None else f", or be {ignored} to be ignored"
-        raise ValueError(
-            f"{name} holds {worst} but must lie in 0 to {vocab_size - 1} (vocab_size={vocab_size}){also}: "
-            "use the model's own tokenizer, or resize_token_embeddings after adding tokens."
-        )
+        raise ValueError(f"{name} holds {int(ids[~is_known][0])} but {rule}{also}: {remedy}.")
 
 
 __all__ = [

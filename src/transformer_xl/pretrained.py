@@ -1,14 +1,24 @@
 """What all Transformer-XL models share: initialisation, tied weights, changing the vocabulary."""
 
-from typing import ClassVar
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .adaptive import AdaptiveEmbedding, AdaptiveLogSoftmax
 from .configuration import TransfoXLConfig
+
+READING_ERRORS = (
+    SafetensorError, pickle.UnpicklingError, struct.error, LookupError, EOFError, OSError, RuntimeError
+)  # fmt: skip
 
 
 class TransfoXLPreTrainedModel(PreTrainedModel):
@@ -28,6 +38,53 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
     def __init__(self, config: TransfoXLConfig) -> None:
         config.check()
         super().__init__(config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model as transformers does, but refuse damaged files by name, and tensors that the files have lost.
+
+        A head of which the files hold nothing starts at random, as everywhere in transformers.
+
+        Raises:
+            OSError: a file is missing or damaged.
+            ValueError: the files lack some tensors of the transformer or of its head, or hold some of another shape, or
+                hold more than tensors; or `device_map` means more than one device.
+        """
+        source, folder = pretrained_model_name_or_path, None
+        if source is not None and Path(source).is_dir():
+            folder = Path(source, kwargs.get("subfolder", ""))
+            is_described = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+            if "config" not in kwargs and not is_described:
+                raise OSError(f"{folder / 'config.json'} is missing: copy it from where the weights came from.")
+        try:
+            model, info = super().from_pretrained(
+                source, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except READING_ERRORS as error:
+            if folder is not None:
+                _refuse_damage(folder, error)
+            raise
+        _refuse_losses(info["missing_keys"], model, source)
+        if info["mismatched_keys"] and not ignore_mismatched_sizes:
+            name, found, expected = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"{name} has shape {list(found)} in {source} but must be {list(expected)}: "
+                "take the config.json that belongs to the weights, or start it anew with ignore_mismatched_sizes=True."
+            )
+        devices = {str(device) for device in getattr(model, "hf_device_map", {}).values()}
+        if len(devices) > 1 or "disk" in devices:
+            raise ValueError(
+                f"device_map puts parts of the model on {', '.join(sorted(devices))}, but its parts share weights and "
+                "must be on one device: pass device_map='cuda:0', or none."
+            )
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -158,6 +215,47 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
                 parameter[new_rows] = 0
             else:
                 self._init_matrix(parameter[new_rows])
+
+
+def _refuse_damage(folder: Path, error: Exception) -> None:
+    """Raise an error that names the first weight file of a folder that cannot be read; nothing if all can."""
+    for path in sorted([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt"):
+                    continue
+            except SafetensorError as reason:
+                raise OSError(f"{path} is no whole safetensors file ({reason}): copy or download it again.") from error
+        with path.open("rb") as file:
+            is_old_format = file.read(1) == b"\x80"  # a bare pickle, as torch wrote them before version 1.6
+        if not zipfile.is_zipfile(path) and (not is_old_format or _is_end_of_file(error)):
+            raise OSError(f"{path} is no whole PyTorch file: copy or download it again.") from error
+    if isinstance(error, pickle.UnpicklingError):
+        raise ValueError(
+            f"a .bin file in {folder} holds more than tensors, and nothing in it was executed: "
+            "take a file of a state_dict, or try `transformer-xl convert`."
+        ) from error
+
+
+def _is_end_of_file(error: Exception) -> bool:
+    """Whether torch's reader of the older format, which fails in many ways, met the end of the file too early."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "global" not in str(error).lower()  # else it names what it refused to call
+    return isinstance(error, EOFError | LookupError | struct.error) or "unexpected EOF" in str(error)
+
+
+def _refuse_losses(missing: set[str], model: TransfoXLPreTrainedModel, source: object) -> None:
+    """Raise an error if the files hold only some of the transformer's tensors, or only some of the head's."""
+    names = set(model.state_dict()) - model.tied_parameters().keys()
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    body = {name for name in names if name.startswith(prefix)}
+    head = names - body
+    lost = sorted(body & missing) or sorted(head & missing)
+    if lost and set(lost) != head:
+        raise ValueError(
+            f"{source} lacks {len(lost)} of {len(names)} tensors, such as {lost[0]}: "
+            "take the whole file, or the config.json that belongs to it."
+        )
 
 
 __all__ = ["TransfoXLPreTrainedModel"]

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from .convert import convert
-from .convert import convert
 from .env import env
 from .errors import (
     EXIT_INTERRUPTED,
@@ -16,8 +15,11 @@ from .errors import (
     user_message,
     wants_traceback,
 )
+from .evaluate import evaluate
 from .generate import generate
+from .prepare import prepare
 from .quickstart import quickstart
+from .score import score
 
 app = typer.Typer(
     name="transformer-xl",
@@ -45,8 +47,10 @@ def _all_commands(
 
 
 app.command()(quickstart)
+app.command()(prepare)
+app.command()(evaluate)
+app.command()(score)
 app.command()(generate)
-app.command()(convert)
 app.command()(convert)
 app.command()(env)
 

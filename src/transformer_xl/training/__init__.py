@@ -1,0 +1,1 @@
+"""Training: options, optimisation, the loop, what is recorded, and the quickstart."""
