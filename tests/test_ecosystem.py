@@ -253,7 +253,7 @@ def test_old_bin_folder_loads(name, tmp_path):
     assert_same_predictions(model, TransfoXLLMHeadModel.from_pretrained(tmp_path / "new"))
 
 
-@pytest.mark.parametrize("name", OLD_MODELS)
+@pytest.mark.parametrize("name", ["div-2", "shared-biases"])
 def test_sharded_old_bin_folder_loads(name, tmp_path):
     model = tiny_model(dtype=F32, **MODELS[name])
     model.config.save_pretrained(tmp_path)
@@ -426,10 +426,11 @@ SCORE_TOLERANCES = {torch.bfloat16: 0.25, torch.float16: 0.03, torch.float64: 1e
 
 
 @pytest.mark.parametrize("dtype", SCORE_TOLERANCES, ids=str)
-@pytest.mark.parametrize("div_val", [1, 4])
-@pytest.mark.parametrize("changes", [{}, {"cutoffs": []}, {"attn_type": 1}, {"d_embed": 20}], ids=str)
-def test_weights_in_another_format_train_and_generate(dtype, div_val, changes):
-    sizes = {"d_model": 16, "d_embed": 16, "d_head": 8, "div_val": div_val, "init_std": 0.2}
+@pytest.mark.parametrize(
+    "changes", [{"div_val": 1}, {"div_val": 4}, {"div_val": 4, "attn_type": 1}, {"div_val": 1, "d_embed": 20}], ids=str
+)
+def test_weights_in_another_format_train_and_generate(dtype, changes):
+    sizes = {"d_model": 16, "d_embed": 16, "d_head": 8, "init_std": 0.2}
     model = tiny_model(dtype=dtype, **{**sizes, **changes})
     first, second = random_ids(2, 12).split(6, dim=1)
 

@@ -181,8 +181,9 @@ def test_words_come_before_the_line_ends():
 def test_text_ends_before_the_first_stop_text_however_it_is_cut(text, cuts, stop):
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[start:end] for start, end in pairwise(edges)]
-    first = min((place for s in stop if (place := text.find(s)) >= 0), default=len(text))
-    assert "".join(until_stop(iter(pieces), stop)) == text[:first]
+    found = [(place + len(s), place) for s in stop if (place := text.find(s)) >= 0]
+    expected = text[: min(found)[1]] if found else text
+    assert "".join(until_stop(iter(pieces), stop)) == expected
 
 
 def test_stopping_takes_no_more_tokens_than_needed():

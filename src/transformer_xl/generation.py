@@ -222,14 +222,14 @@ def _without_last_words(text: str, n_words: int) -> str:
 
 
 def until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """The text of `pieces` up to the first occurrence of any of the texts in `stop`, again in pieces."""
+    """The text of `pieces` up to the text in `stop` that is complete first, again in pieces."""
     longest = max(map(len, stop), default=0)
     held = ""  # what may be the beginning of a stop text
     for piece in pieces:
         held += piece
-        ends = [place for text in stop if (place := held.find(text)) >= 0]
-        if ends:
-            yield held[: min(ends)]
+        found = [(place + len(text), place) for text in stop if (place := held.find(text)) >= 0]
+        if found:
+            yield held[: min(found)[1]]
             return
         certain = len(held) - max(longest - 1, 0)
         if certain > 0:
