@@ -23,7 +23,9 @@ HF_CASES = sorted((FIXTURES / "golden/hf-4.35").iterdir())
 AUTHORS_CASES = sorted((FIXTURES / "golden/original").iterdir())
 IMPLEMENTATIONS = ["eager", "sdpa"]
 
-settings.register_profile("models", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "models", deadline=None, derandomize=True, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("models")
 
 
