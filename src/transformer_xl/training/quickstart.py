@@ -95,6 +95,7 @@ def model_config(vocab_size: int) -> TransfoXLConfig:
         dropout=0.0,
         eos_token_id=None,
         initial_memory="empty",
+        prefix="",  # else transformers' text-generation pipeline puts an English article before each prompt
     )
 
 
