@@ -81,9 +81,7 @@ class ScheduleTable(_Table):
         "warm-up; plateau is cut by plateau_factor when the validation loss no longer falls.",
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of a linear rise from 0 to lr.")
-    decay_steps: int | None = Field(
-        None, ge=1, description="Steps after which cosine is at lr_min; max_steps if unset."
-    )
+    decay_steps: int | None = Field(None, ge=1, description="Steps until cosine is at lr_min; all if unset.")
     lr_min: float = Field(0.0, ge=0, description="Learning rate that is never gone below after warm-up.")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="Of plateau: the cut.")
     plateau_patience: int = Field(0, ge=0, description="Of plateau: evaluations without a better loss that are borne.")
@@ -223,11 +221,8 @@ class Recipe(_Table):
         return config
 
 
-OWN_FIELDS = {
-    name
-    for name, kind in TransfoXLConfig.__annotations__.items()
-    if name != "model_type" and "ClassVar" not in str(kind)
-}
+_NOT_SET_BY_USERS = {"model_type", "attribute_map", "keys_to_ignore_at_inference"}
+OWN_FIELDS = set(TransfoXLConfig.__annotations__) - _NOT_SET_BY_USERS
 MODEL_FIELDS = {*OWN_FIELDS, *ALIASES, "proj_share_all_but_first"}
 
 
