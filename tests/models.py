@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from transformer_xl import TransfoXLConfig, TransfoXLLMHeadModel
+from transformer_xl.training.recipe import Recipe, make_recipe
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -101,3 +102,34 @@ def run_segments(model: Any, ids: Tensor, lengths: list[int], *, use_cache: bool
             state = output.mems
         scores.append(output.logits)
     return torch.cat(scores, dim=1), state
+
+
+SMALL_SIZES = {"n_layer": 2, "tgt_len": 8, "mem_len": 6, "ext_len": 4, "clamp_len": 5, "sample_softmax": 5}
+SMALL_CUTOFFS = [10, 20, 30]
+SMALL_READING = {**SMALL_SIZES, "batch_size": 2, "tgt_len": 4, "mem_len": 7, "max_tokens": 64, "every": 1}
+
+
+def scaled_down(recipe: Recipe) -> Recipe:
+    """A recipe as small as can be, with all options of the one given; for a vocabulary of more than 30 tokens.
+
+    Its batch may be dealt to 1, 2 or 4 processes; its training has two steps, each with all that may come after one.
+    """
+    tables = recipe.model_dump(exclude_none=True)
+    model, train = tables["model"], tables["train"]
+    cutoffs = SMALL_CUTOFFS[: len(model.get("cutoffs", ()))]
+    width = max(8, model.get("div_val", 1) ** len(cutoffs))  # leaves the last cluster a column
+    model |= {"d_model": width, "d_embed": width, "n_head": 2, "d_head": width // 2, "d_inner": 2 * width}
+    model |= {"cutoffs": cutoffs, **_at_most(SMALL_SIZES, model)}
+    train |= {"batch_size": 4 * train["accumulation"], "max_steps": 2}
+    tables["schedule"] |= _at_most({"warmup_steps": 1, "decay_steps": 2}, tables["schedule"])
+    tables["averaging"] |= _at_most({"start_step": 1}, tables["averaging"])
+    tables["evaluation"] |= _at_most(SMALL_READING, tables["evaluation"])
+    tables["test"] |= _at_most(SMALL_READING, tables["test"])
+    tables["checkpoints"]["every"] = tables["log"]["every"] = 1
+    tables["log"]["tensorboard"] = False  # takes longer to import than the rest to run
+    return make_recipe(tables)
+
+
+def _at_most(limits: dict[str, int], table: dict[str, Any]) -> dict[str, int]:
+    """The values of a table that have a limit, brought down to it."""
+    return {name: min(table[name], limit) for name, limit in limits.items() if name in table}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from torch.nn import functional as F
 from .data.streams import IGNORED, Places, TokenIds, evaluation_segments, evaluation_sentences
 from .memory import TransfoXLCache
 from .modeling import TransfoXLLMHeadModel, check_ids
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 WINDOWS_AT_ONCE = 32  # unless asked otherwise
 ReadSegment = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -79,6 +82,7 @@ def evaluate(
     sliding_window: bool = False,
     sentences: Places | None = None,
     on_progress: Callable[[int], object] | None = None,
+    accelerator: "Accelerator | None" = None,
 ) -> Evaluation:
     """Predict each token of a text but the first, once, and say how well.
 
@@ -97,6 +101,7 @@ def evaluate(
         sentences: where unrelated sentences begin and end, `[N + 1]`, as `PreparedCorpus.sentences` gives it: each is
             then read without memory of the others, B of them at once. None for a running text.
         on_progress: called with the number of tokens that each step predicted.
+        accelerator: processes that share the parts out, if there are several: all call, and all get the whole result.
 
     Raises:
         ValueError: the text is too short for so many parts, or holds ids that the model does not know; a setting is
@@ -117,13 +122,18 @@ def evaluate(
                 model, tgt_len=tgt_len, ext_len=ext_len, temperature=temperature, sliding_window=sliding_window
             )
             segment_len = batch_size if sliding_window else model.config.tgt_len if tgt_len is None else tgt_len
+            share = {}
+            if accelerator is not None:
+                share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
             if sentences is None:
-                segments = _of_running_text(tokens, 1 if sliding_window else batch_size, segment_len)
+                segments = _of_running_text(tokens, 1 if sliding_window else batch_size, segment_len, **share)
             else:
                 _check_sentences(model, ext_len, sliding_window)
-                segments = _of_sentences(tokens, sentences, batch_size, segment_len)
+                segments = _of_sentences(tokens, sentences, batch_size, segment_len, **share)
             keeps_context = sliding_window or model.config.mem_len > 0 or extension_len(model, ext_len) > 0
             sums, counts, n_cold_starts = _sums_by_position(read, segments, keeps_context, on_progress)
+            if accelerator is not None and accelerator.num_processes > 1:
+                sums, counts, n_cold_starts = _added_up(sums, counts, n_cold_starts, accelerator)
     finally:
         model.train(was_training)
     return Evaluation(
@@ -138,15 +148,15 @@ def evaluate(
 _Segments: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor | None]]
 
 
-def _of_running_text(tokens: TokenIds, batch_size: int, segment_len: int) -> _Segments:
-    is_first = torch.ones(batch_size, dtype=torch.bool)
-    for inputs, targets in evaluation_segments(tokens, batch_size=batch_size, segment_len=segment_len):
-        yield inputs, targets, is_first if is_first.any() else None
-        is_first = torch.zeros_like(is_first)
+def _of_running_text(tokens: TokenIds, batch_size: int, segment_len: int, **share: int) -> _Segments:
+    is_first = True
+    for inputs, targets in evaluation_segments(tokens, batch_size=batch_size, segment_len=segment_len, **share):
+        yield inputs, targets, torch.ones(len(inputs), dtype=torch.bool) if is_first else None
+        is_first = False
 
 
-def _of_sentences(tokens: TokenIds, sentences: Places, batch_size: int, segment_len: int) -> _Segments:
-    for segment in evaluation_sentences(tokens, sentences, batch_size=batch_size, segment_len=segment_len):
+def _of_sentences(tokens: TokenIds, sentences: Places, batch_size: int, segment_len: int, **share: int) -> _Segments:
+    for segment in evaluation_sentences(tokens, sentences, batch_size=batch_size, segment_len=segment_len, **share):
         yield segment.inputs, segment.targets, segment.reset
 
 
@@ -181,6 +191,15 @@ def _sums_by_position(
         if on_progress is not None:
             on_progress(int(is_target.sum()))
     return sums, counts, n_cold_starts
+
+
+def _added_up(
+    sums: Tensor, counts: Tensor, n_cold_starts: int, accelerator: "Accelerator"
+) -> tuple[Tensor, Tensor, int]:
+    """What `_sums_by_position` gave on all processes together."""
+    own = torch.cat([sums, counts, torch.tensor([float(n_cold_starts)], dtype=torch.float64)])
+    total: Tensor = accelerator.reduce(own.to(accelerator.device), "sum").cpu()
+    return total[: len(sums)], total[len(sums) : -1], int(total[-1])
 
 
 @contextmanager

@@ -63,7 +63,8 @@ class Attention(nn.Module):
                 self.r_r_bias = nn.Parameter(torch.zeros(config.n_head, config.d_head))
                 self.r_w_bias = nn.Parameter(torch.zeros(config.n_head, config.d_head))
         self.o_net = nn.Linear(width, config.d_model, bias=False)
-        self.drop = nn.Dropout(config.dropout)
+        self.projection_drop: nn.Module = nn.Identity()  # of queries, keys and values; training may put one here
+        self.drop: nn.Module = nn.Dropout(config.dropout)
         self.dropatt = nn.Dropout(config.dropatt)
         self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
@@ -80,7 +81,7 @@ class Attention(nn.Module):
         Returns:
             `[B, Q, D]`, and the attention weights `[B, N, Q, K]` if the implementation gives any.
         """
-        q, k, v = self._project(hidden, context)
+        q, k, v = (self.projection_drop(states) for states in self._project(hidden, context))
         if memory is not None:
             order = None if around.alignment is None else around.alignment.align_context
             k, v = memory.update(k, v, order=order)

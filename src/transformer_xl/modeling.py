@@ -40,7 +40,8 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             div_val=config.div_val,
             sample_softmax=config.sample_softmax > 0,
         )
-        self.drop = nn.Dropout(config.dropout)
+        self.drop: nn.Module = nn.Dropout(config.dropout)  # of embeddings and position signal
+        self.output_drop: nn.Module = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransfoXLLayer(config) for _ in range(config.n_layer))
         heads = (config.n_head, config.d_head)
         if config.attn_type == 0 and not config.untie_r:
@@ -97,6 +98,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         attention_mask: Tensor | None = None,
         use_cache: bool = False,
         past_key_values: TransfoXLCache | None = None,
+        ext_len: int = 0,
     ) -> TransfoXLModelOutput | tuple[Any, ...]:
         """Compute one segment.
 
@@ -110,6 +112,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             attention_mask: 1 for real tokens, 0 for padding, `[B, Q]` or, with P columns for the past, `[B, P + Q]`.
             use_cache: start a cache if none is given. Memory is then in `past_key_values`, not in `mems`.
             past_key_values: the cache of the past, changed in place.
+            ext_len: memory ends before the last so many tokens, which the next segment will begin with again.
 
         Raises:
             ValueError, TypeError: the arguments do not fit the model or each other.
@@ -162,7 +165,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             else:
                 hidden, weights = layer(hidden, context, around, shared, memory_layer)
             attentions.append(weights)
-        hidden = self.drop(hidden)
+        hidden = self.output_drop(hidden)
         hidden_states.append(hidden)
 
         if cache is not None:
@@ -172,7 +175,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             attentions = [alignment.restore_weights(w) for w in attentions] if output_attentions else attentions
         output = TransfoXLModelOutput(
             last_hidden_state=hidden_states[-1],
-            mems=self._remember(contexts) if cache is None and self.config.mem_len else None,
+            mems=self._remember(contexts, ext_len) if cache is None and self.config.mem_len else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
             past_key_values=cache,
@@ -353,8 +356,10 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         table = DistanceTerms(self.r_emb[i, rows].transpose(0, 1), None, self.r_bias[i, rows].T)
         return Shared(self.r_w_bias[i], None, table)
 
-    def _remember(self, contexts: list[Tensor]) -> list[Tensor]:
-        return [context[:, -self.config.mem_len :].detach().transpose(0, 1) for context in contexts]
+    def _remember(self, contexts: list[Tensor], ext_len: int) -> list[Tensor]:
+        end = max(contexts[0].shape[1] - ext_len, 0)
+        kept = slice(max(end - self.config.mem_len, 0), end)
+        return [context[:, kept].detach().transpose(0, 1) for context in contexts]
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -421,6 +426,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         skip_logits: bool | None = None,
         use_cache: bool = False,
         past_key_values: TransfoXLCache | None = None,
+        ext_len: int = 0,
     ) -> TransfoXLLMHeadModelOutput | tuple[Any, ...]:
         """Predict the token after each one of a segment; see `TransfoXLModel.forward` for the arguments not listed.
 
@@ -447,6 +453,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             use_cache=use_cache,
             past_key_values=past_key_values,
+            ext_len=ext_len,
         )
         hidden = output.last_hidden_state
         losses = loss = scores = None

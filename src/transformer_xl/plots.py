@@ -46,6 +46,61 @@ def plot_quickstart(
         figure.savefig(partial, format="png")
 
 
+def plot_training(
+    path: Path,
+    *,
+    title: str,
+    unit: str,
+    train: Sequence[Mapping[str, Any]],
+    valid: Sequence[Mapping[str, Any]],
+    test: Sequence[Mapping[str, Any]],
+) -> None:
+    """Draw the loss of a run over its steps.
+
+    Args:
+        path: the picture, replaced as a whole.
+        title: what the run is.
+        unit: what losses are stated in, such as "bits per character"; records have it with underscores.
+        train: records with `step` and the unit, in order.
+        valid: likewise.
+        test: likewise, one record or none.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - heavy, and only the extra `plots` installs it
+
+    name = unit.replace(" ", "_")
+    figure = Figure(figsize=(8, 5), layout="constrained", dpi=130)
+    axes = figure.subplots()
+    lines: Sequence[tuple[Sequence[Mapping[str, Any]], str, dict[str, Any]]] = (
+        (train, "training", {"color": TRAINING, "linewidth": 1.2}),
+        (valid, "validation", {"color": WITH_MEMORY, "marker": "o", "markersize": 4, "linewidth": 1.6}),
+        (
+            test,
+            "test, best checkpoint",
+            {"color": WITHOUT_MEMORY, "marker": "D", "linestyle": "none", "clip_on": False},
+        ),
+    )
+    for records, label, style in lines:
+        if records:
+            last = f"{label}: {records[-1][name]:,.4g}"
+            axes.plot([record["step"] for record in records], [record[name] for record in records], label=last, **style)
+    seen = sorted(record[name] for records in (train, valid, test) for record in records)
+    if name == "perplexity":
+        axes.set_yscale("log")
+    elif seen:  # the first steps may lie above the picture
+        typical = seen[int(0.95 * (len(seen) - 1))]
+        axes.set_ylim(seen[0] - 0.1 * (typical - seen[0]) - 0.05, typical + 0.1 * (typical - seen[0]) + 0.05)
+    axes.set_xlim(left=0)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"{unit} (less is better)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png")
+
+
 def _draw_curve(
     axes: Any,
     training: Sequence[Mapping[str, Any]],
@@ -104,4 +159,4 @@ def _bits(losses: Sequence[float]) -> list[float]:
     return [loss / math.log(2) for loss in losses]
 
 
-__all__ = ["plot_quickstart"]
+__all__ = ["plot_quickstart", "plot_training"]

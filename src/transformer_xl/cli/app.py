@@ -1,7 +1,6 @@
 """The command line as a whole: the list of commands, and the way out of each: result, error, or interruption."""
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -20,6 +19,7 @@ from .generate import generate
 from .prepare import prepare
 from .quickstart import quickstart
 from .score import score
+from .train import train
 
 app = typer.Typer(
     name="transformer-xl",
@@ -27,12 +27,18 @@ app = typer.Typer(
     epilog="A first run: transformer-xl quickstart",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "default_map": {"help": False}},
+    # With completion, with rich's panels, or with a help option that has no default, `--help` would take twice as long
+    # (docs/cli-startup.md).
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"transformer-xl {version('transformer-xl')}")
         raise typer.Exit
 
@@ -48,6 +54,7 @@ def _all_commands(
 
 app.command()(quickstart)
 app.command()(prepare)
+app.command()(train)
 app.command()(evaluate)
 app.command()(score)
 app.command()(generate)

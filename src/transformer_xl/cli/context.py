@@ -9,8 +9,6 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-_SEEN = "What the model sees"
-
 
 class DType(StrEnum):
     """Floating types to compute in."""
@@ -27,7 +25,6 @@ TgtLen = Annotated[
         min=1,
         help="Tokens read at once; of the window, with --sliding-window.",
         show_default="the model's",
-        rich_help_panel=_SEEN,
     ),
 ]
 MemLen = Annotated[
@@ -36,7 +33,6 @@ MemLen = Annotated[
         min=0,
         help="Tokens remembered; 0: each segment stands alone.",
         show_default="the model's",
-        rich_help_panel=_SEEN,
     ),
 ]
 ExtLen = Annotated[
@@ -45,14 +41,11 @@ ExtLen = Annotated[
         min=0,
         help="Without memory: tokens before a segment that are read again with it.",
         show_default="the model's",
-        rich_help_panel=_SEEN,
     ),
 ]
 ClampLen = Annotated[
     int | None,
-    typer.Option(
-        help="Distances beyond this count as this; -1: none do.", show_default="the model's", rich_help_panel=_SEEN
-    ),
+    typer.Option(help="Distances beyond this count as this; -1: none do.", show_default="the model's"),
 ]
 SameLength = Annotated[
     bool | None,
@@ -60,7 +53,6 @@ SameLength = Annotated[
         "--same-length/--no-same-length",
         help="Every token sees the last --mem-len tokens, or all memory and its own past.",
         show_default="the model's",
-        rich_help_panel=_SEEN,
     ),
 ]
 SlidingWindow = Annotated[
@@ -68,7 +60,6 @@ SlidingWindow = Annotated[
     typer.Option(
         "--sliding-window",
         help="Read without memory, for each token anew through a window of --tgt-len; slow.",
-        rich_help_panel=_SEEN,
     ),
 ]
 StartWithEos = Annotated[
@@ -76,14 +67,11 @@ StartWithEos = Annotated[
     typer.Option(
         "--start-with-eos",
         help="Put <eos> before the text, so that its first token is predicted too.",
-        rich_help_panel=_SEEN,
     ),
 ]
 NoEos = Annotated[
     bool,
-    typer.Option(
-        "--no-eos", help="Line breaks are white space instead of <eos>, in models of words.", rich_help_panel=_SEEN
-    ),
+    typer.Option("--no-eos", help="Line breaks are white space instead of <eos>, in models of words."),
 ]
 Temperature = Annotated[float, typer.Option(help="Divides the log-probabilities, which are then normalised again.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="a GPU if there is one")]

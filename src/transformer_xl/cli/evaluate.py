@@ -105,7 +105,6 @@ def evaluate(
         typer.Option(
             "--across-sentences",
             help="Keep memory across unrelated sentences (One Billion Word), as the paper did.",
-            rich_help_panel="What the model sees",
         ),
     ] = False,
     device: Device = None,

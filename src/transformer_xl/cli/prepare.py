@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from transformer_xl.data.prepared import PreparedCorpus
 
 SPLITS = ("train", "valid", "test")
-OWN_SPLITS = "Splits by hand"
 
 
 def prepare(
@@ -47,22 +46,15 @@ def prepare(
     ] = None,
     train: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Text of this split; may be given several times.", show_default=False, rich_help_panel=OWN_SPLITS
-        ),
+        typer.Option(help="Text of this split; may be given several times.", show_default=False),
     ] = None,
-    valid: Annotated[
-        list[Path] | None, typer.Option(help="Likewise.", show_default=False, rich_help_panel=OWN_SPLITS)
-    ] = None,
-    test: Annotated[
-        list[Path] | None, typer.Option(help="Likewise.", show_default=False, rich_help_panel=OWN_SPLITS)
-    ] = None,
+    valid: Annotated[list[Path] | None, typer.Option(help="Likewise.", show_default=False)] = None,
+    test: Annotated[list[Path] | None, typer.Option(help="Likewise.", show_default=False)] = None,
     fractions: Annotated[
         str | None,
         typer.Option(
             help="Shares of train, valid and test where the files' names tell none.",
             show_default="0.9,0.05,0.05",
-            rich_help_panel=OWN_SPLITS,
         ),
     ] = None,
     mode: Annotated[

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to come to an end, instead of an exception somewhere in a step."""
+"""Ctrl-C and SIGTERM as a request to come to an end, instead of an exception somewhere in a step."""
 
 import signal
 import threading
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # the keyboard's, and those of schedulers and of torchrun
+
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:
-    """Within the block, the first Ctrl-C sets the event and nothing else; the second one interrupts as usual.
+    """Within the block, the first Ctrl-C or SIGTERM sets the event and nothing else; the second one acts as usual.
 
     Outside the main thread, where Python delivers no signals, the event is never set.
     """
@@ -17,17 +19,22 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def put_back() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def request(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, previous)
+        put_back()
 
-    signal.signal(signal.SIGINT, request)
+    for number in SIGNALS:
+        signal.signal(number, request)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        put_back()
 
 
 __all__ = ["stop_on_interrupt"]

@@ -2,11 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .recipe import AveragingTable, OptimizerTable, ScheduleTable
 
 MATRICES_IN_A_WEIGHT = {"qkv_net": 3, "kv_net": 2}  # layers whose weight is several matrices, one below the other
 
@@ -82,41 +85,164 @@ def orthogonalised(matrices: Tensor, *, n_iterations: int = 5) -> Tensor:
     return x.mT if is_tall else x
 
 
-def make_optimizers(model: nn.Module, *, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW (Loshchilov and Hutter 2019) for all else.
+def make_optimizers(model: nn.Module, options: OptimizerTable) -> list[torch.optim.Optimizer]:
+    """The optimisers that an optimiser's name stands for; every parameter belongs to one of them.
 
-    Only matrices decay, not biases, normalisation weights and embeddings.
+    Parameters whose gradients are sparse (sampled softmax) get one that touches the rows with a gradient only, without
+    weight decay. With adamw and muon, only matrices of the layers decay.
+
+    Each group of parameters has `lr_factor`, its share of the learning rate.
     """
-    matrices = [
-        (layer.weight, MATRICES_IN_A_WEIGHT.get(name.rpartition(".")[2], 1))
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and ".layers." in f".{name}"
-    ]
-    own = {id(weight) for weight, _ in matrices}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
-    return [
-        Muon(matrices, lr=lr, weight_decay=weight_decay),
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
+    named = dict(model.named_parameters())  # a tied parameter is there once
+    sparse = {name for name in sparse_parameters(model) if name in named}
+    embeddings = {name for name in named if ".emb_layers." in f".{name}"}
+    matrices = dict(_layer_matrices(model)) if options.name == "muon" else {}
+
+    def groups(names: Iterable[str], **settings: Any) -> list[dict[str, Any]]:
+        by_factor: dict[float, list[Tensor]] = defaultdict(list)
+        for name in names:
+            by_factor[options.embedding_lr_factor if name in embeddings else 1.0].append(named[name])
+        return [{"params": params, "lr_factor": factor, **settings} for factor, params in by_factor.items()]
+
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        weights = [(named[name], n_matrices) for name, n_matrices in matrices.items()]
+        optimizers.append(Muon(weights, lr=options.lr, weight_decay=options.weight_decay))
+    dense = [name for name in named if name not in sparse and name not in matrices]
+    common: dict[str, Any] = {"lr": options.lr}
+    adam = {**common, "betas": tuple(options.betas), "eps": options.eps}
+    if options.name in ("adam", "adamw", "muon"):
+        decays = [name for name in dense if named[name].dim() == 2 and ".layers." in f".{name}"]
+        rest = [name for name in dense if name not in decays]
+        if options.name == "adam":
+            optimizers.append(torch.optim.Adam(groups(dense, weight_decay=options.weight_decay), **adam, fused=True))
+        else:
+            split = [*groups(decays, weight_decay=options.weight_decay), *groups(rest, weight_decay=0.0)]
+            optimizers.append(torch.optim.AdamW(split, **adam, fused=True))
+        if sparse:
+            optimizers.append(torch.optim.SparseAdam(groups(sorted(sparse)), **adam))
+    elif options.name == "sgd":
+        settings = {"momentum": options.momentum, "weight_decay": options.weight_decay}
+        plain = groups(sorted(sparse), momentum=0.0, weight_decay=0.0)
+        optimizers.append(torch.optim.SGD([*groups(dense, **settings), *plain], **common))
+    else:
+        plain = groups(sorted(sparse), weight_decay=0.0)
+        optimizers.append(
+            torch.optim.Adagrad([*groups(dense, weight_decay=options.weight_decay), *plain], **common, eps=options.eps)
+        )
+    return optimizers
 
 
-def cosine_with_warmup(progress: float, *, step: int, warmup_steps: int) -> float:
-    """The learning rate as a share of its peak: a linear rise, then half a cosine down to 0.
+def sparse_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters whose gradients are sparse: with a sampled softmax, the embeddings of both sides."""
+    if not any(isinstance(module, nn.Embedding) and module.sparse for module in model.modules()):
+        return set()
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) or ".out_layers." in f".{name}"
+    }
 
-    Args:
-        progress: share of the training that is done, 0 to 1.
-        step: steps made.
-        warmup_steps: steps of the rise.
+
+def _layer_matrices(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """Names of the weights of the layers' matrices, and how many matrices lie in each one below the other."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and ".layers." in f".{name}":
+            yield f"{name}.weight", MATRICES_IN_A_WEIGHT.get(name.rpartition(".")[2], 1)
+
+
+@dataclass
+class LearningRate:
+    """The learning rate of each step; its courses are those of the authors' `train.py`.
+
+    Attributes:
+        schedule: its course.
+        peak: what it rises to.
+        averaging: what may change it once weights are averaged.
+        plateau: share that is left of it where the loss no longer fell.
+        best: lowest validation loss so far, in nats.
+        n_worse: evaluations since.
     """
-    rise = min(1.0, (step + 1) / max(1, warmup_steps))
-    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    schedule: ScheduleTable
+    peak: float
+    averaging: AveragingTable = field(default_factory=AveragingTable)
+    plateau: float = 1.0
+    best: float = math.inf
+    n_worse: int = 0
+
+    def at(self, step: int, progress: float) -> float:
+        """The learning rate of a step.
+
+        Args:
+            step: steps made before it.
+            progress: share of the training that they are, 0 to 1.
+        """
+        schedule = self.schedule
+        if step < schedule.warmup_steps:
+            return self.peak * (step + 1) / schedule.warmup_steps
+        lr = self.peak
+        if schedule.name == "cosine":
+            share = progress if schedule.decay_steps is None else min(1.0, step / schedule.decay_steps)
+            lr = schedule.lr_min + (self.peak - schedule.lr_min) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        elif schedule.name == "inverse_sqrt":
+            lr = self.peak * (max(1, schedule.warmup_steps) / max(1, step)) ** 0.5
+        elif schedule.name == "plateau":
+            lr = self.peak * self.plateau
+        lr = max(lr, schedule.lr_min)
+        is_averaging = self.averaging.name != "none" and step >= self.averaging.start_step
+        return lr * self.averaging.lr_factor if is_averaging else lr
+
+    def tell(self, valid_loss: float) -> None:
+        """Take note of an evaluation; `plateau` falls after too many without a better loss."""
+        if valid_loss < self.best:
+            self.best, self.n_worse = valid_loss, 0
+            return
+        self.n_worse += 1
+        if self.schedule.name == "plateau" and self.n_worse > self.schedule.plateau_patience:
+            self.plateau, self.n_worse = self.plateau * self.schedule.plateau_factor, 0
+
+    def state(self) -> dict[str, Any]:
+        """What has to be kept, for JSON."""
+        best = None if math.isinf(self.best) else self.best
+        return {"plateau": self.plateau, "best": best, "n_worse": self.n_worse}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self.plateau, self.n_worse = state["plateau"], state["n_worse"]
+        self.best = math.inf if state["best"] is None else state["best"]
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
-    """Make `lr` the learning rate of all parameters."""
+    """Make `lr` the learning rate of all parameters, times the factor of their group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
-__all__ = ["Muon", "cosine_with_warmup", "make_optimizers", "orthogonalised", "set_lr"]
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients down so that their norm is at most `max_norm`; gives the norm before, a scalar tensor.
+
+    Takes sparse gradients as well, which `torch.nn.utils.clip_grad_norm_` does not.
+    """
+    values = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()  # a row that occurs twice counts with its sum
+            values.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            values.append(parameter.grad)
+    norm: Tensor = torch.nn.utils.get_total_norm(values)
+    torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+__all__ = [
+    "LearningRate",
+    "Muon",
+    "clip_gradients",
+    "make_optimizers",
+    "orthogonalised",
+    "set_lr",
+    "sparse_parameters",
+]

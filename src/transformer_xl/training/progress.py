@@ -1,4 +1,4 @@
-"""The progress bar of a training: loss, bits per token, tokens a second, time left."""
+"""The progress bar of a training: loss, perplexity or bits, tokens a second, time left."""
 
 import math
 from collections.abc import Iterator
@@ -8,6 +8,10 @@ from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from transformer_xl.data.corpora import Unit
+
+from .metrics import loss_in_unit, unit_title
 
 
 @dataclass
@@ -21,7 +25,7 @@ class TrainingProgress:
 
     bar: Progress
     task: TaskID
-    unit: str
+    unit: Unit
     loss: float = math.nan
     tokens_per_s: float = 0.0
     _n_tokens: int = 0
@@ -35,17 +39,18 @@ class TrainingProgress:
         self.bar.update(self.task, completed=progress, numbers=self._numbers())
 
     def _numbers(self) -> str:
-        bits = self.loss / math.log(2)
-        return f"loss {self.loss:.3f} · {bits:.3f} bits/{self.unit} · {self.tokens_per_s:,.0f} tokens/s"
+        title = unit_title(self.unit)
+        value = loss_in_unit(self.loss, self.unit)[title.replace(" ", "_")]
+        return f"loss {self.loss:.3f} · {title} {value:.4g} · {self.tokens_per_s:,.0f} tokens/s"
 
 
 @contextmanager
-def training_progress(console: Console, *, unit: str) -> Iterator[TrainingProgress]:
+def training_progress(console: Console, *, unit: Unit) -> Iterator[TrainingProgress]:
     """Show a training's progress on `console` within the block.
 
     Args:
         console: where to; a console that is no terminal shows nothing.
-        unit: what a token is called, such as "character".
+        unit: what a token is.
     """
     columns = (
         TextColumn("training"),

@@ -12,15 +12,15 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from transformer_xl.configuration import TransfoXLConfig
 from transformer_xl.data.corpus import split_text, tiny_shakespeare
+from transformer_xl.data.streams import OrderedStream
 from transformer_xl.evaluation import Evaluation, evaluate
 from transformer_xl.files import written_whole
 from transformer_xl.generation import Sampling, stream_text
@@ -29,9 +29,10 @@ from transformer_xl.plots import plot_quickstart
 from transformer_xl.tokenization import TransfoXLTokenizer
 
 from .interrupt import stop_on_interrupt
-from .loop import TrainingOptions, training_steps
-from .metrics import MetricsLog
+from .loop import Training
+from .metrics import MetricsLog, loss_in_unit
 from .progress import training_progress
+from .recipe import Recipe, make_recipe
 
 SUMMARY = "quickstart.json"  # a folder that holds it is an earlier quickstart's and may be written again
 N_RECORDS, N_VALIDATIONS = 400, 10  # in a complete training
@@ -65,38 +66,34 @@ class QuickstartOptions:
         if self.length < 0:
             raise ValueError(f"length={self.length} must be at least 0.")
 
-    def training(self) -> TrainingOptions:
-        """The options of the loop (what was tried is in docs/log.md)."""
-        return TrainingOptions(
-            batch_size=16,
-            segment_len=64,
-            max_steps=self.max_steps,
-            max_minutes=self.max_minutes,
-            lr=5e-3,
-            warmup_steps=50,
+    def recipe(self) -> Recipe:
+        """What is trained, and how (what was tried is in docs/log.md)."""
+        model = {
+            "cutoffs": [],
+            "div_val": 1,
+            "d_model": 128,
+            "d_embed": 128,
+            "n_head": 2,
+            "d_head": 64,
+            "d_inner": 512,
+            "n_layer": 4,
+            "tgt_len": 64,
+            "mem_len": 64,
+            "clamp_len": -1,
+            "dropout": 0.0,
+            "initial_memory": "empty",
+        }
+        train = {"batch_size": 16, "max_steps": self.max_steps, "max_minutes": self.max_minutes, "seed": self.seed}
+        return make_recipe(
+            {
+                "title": "Transformer-XL quickstart",
+                "data": {"path": "the package"},
+                "model": model,
+                "train": train,
+                "optimizer": {"name": "muon", "lr": 5e-3, "betas": [0.9, 0.98], "weight_decay": 0.01, "clip_norm": 1.0},
+                "schedule": {"warmup_steps": 50},
+            }
         )
-
-
-def model_config(vocab_size: int) -> TransfoXLConfig:
-    """The model's sizes (what was tried is in docs/log.md)."""
-    return TransfoXLConfig(
-        vocab_size=vocab_size,
-        cutoffs=[],
-        div_val=1,
-        d_model=128,
-        d_embed=128,
-        n_head=2,
-        d_head=64,
-        d_inner=512,
-        n_layer=4,
-        tgt_len=64,
-        mem_len=64,
-        clamp_len=-1,
-        dropout=0.0,
-        eos_token_id=None,
-        initial_memory="empty",
-        prefix="",  # else transformers' text-generation pipeline puts an English article before each prompt
-    )
 
 
 def run_quickstart(options: QuickstartOptions, console: Console) -> dict[str, Any]:
@@ -111,25 +108,25 @@ def run_quickstart(options: QuickstartOptions, console: Console) -> dict[str, An
     Raises:
         ValueError: an option is impossible, or the output folder holds something else.
     """
-    torch.manual_seed(options.seed)
+    recipe = options.recipe()
     text = tiny_shakespeare()
     tokenizer = TransfoXLTokenizer.train(texts=[text], mode="characters", unk_token=None, eos_token=None)
     tokenizer.encode(options.prompt)  # an unknown character is better found before the training than after it
     folder = _claim(options.output_dir)
     parts = {name: torch.tensor(tokenizer.encode(part)) for name, part in split_text(text).items()}
-    model = TransfoXLLMHeadModel(model_config(len(tokenizer)))
-    _introduce(console, model, options, parts)
+    training = _prepare(recipe, len(tokenizer), parts["train"])
+    _introduce(console, training, parts)
 
     with MetricsLog(folder / "metrics.jsonl") as log:
-        training = _fit(model, parts, options.training(), log, console)
-        _save(folder / "model", model, tokenizer)
-        with_memory, without_memory = _test(model, parts["test"], options.training(), log, console)
+        reached = _fit(training, parts, log, console)
+        _save(folder / "model", training.model, tokenizer)
+        with_memory, without_memory = _test(training.model, parts["test"], log, console)
     _draw(folder / "learning-curve.png", log, with_memory, without_memory, parts, console)
-    summary = _summary(options, model, training, with_memory, without_memory)
+    summary = _summary(options, training.model, reached, with_memory, without_memory)
     with written_whole(folder / SUMMARY) as partial:
         partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console.print(f"Written to {folder}: model, metrics.jsonl, learning-curve.png, {SUMMARY}\n", markup=False)
-    _write_on(model, tokenizer, options, console)
+    _write_on(training.model, tokenizer, options, console)
     again = shlex.join(["transformer-xl", "generate", str(folder), options.prompt, "--length", "2000"])
     console.print(f"\nMore: {again}", markup=False)
     return summary
@@ -147,80 +144,72 @@ def _claim(folder: Path) -> Path:
     return folder
 
 
-def _introduce(
-    console: Console, model: TransfoXLLMHeadModel, options: QuickstartOptions, parts: Mapping[str, Tensor]
-) -> None:
-    config, training = model.config, options.training()
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    n_read = training.max_steps * training.batch_size * training.segment_len
+def _prepare(recipe: Recipe, vocab_size: int, tokens: Tensor) -> Training:
+    config = recipe.config(vocab_size)
+    config.prefix = ""  # else transformers' text-generation pipeline puts an English article before each prompt
+    torch.manual_seed(recipe.train.seed)
+    stream = OrderedStream(tokens, batch_size=recipe.train.batch_size, segment_len=config.tgt_len)
+    return Training(recipe, TransfoXLLMHeadModel(config), stream, Accelerator(cpu=True))
+
+
+def _introduce(console: Console, training: Training, parts: Mapping[str, Tensor]) -> None:
+    config, train = training.model.config, training.recipe.train
+    n_parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    n_read = train.max_steps * train.batch_size * config.tgt_len
     console.print(
         "[bold]Transformer-XL quickstart[/] (Ctrl-C: stop here, and look at what was learned)\n"
         f"corpus    Tiny Shakespeare, {sum(map(len, parts.values())):,} characters, {config.vocab_size} different: "
         "90% to learn from, 5% to watch, 5% to test\n"
         f"model     {config.n_layer} layers, {config.d_model} wide, a memory of {config.mem_len} characters in each; "
         f"{n_parameters:,} parameters\n"
-        f"training  {training.max_steps:,} steps of {training.batch_size} x {training.segment_len} characters, "
-        f"{n_read / len(parts['train']):.1f} times through the text, at most {training.max_minutes:g} minutes, "
+        f"training  {train.max_steps:,} steps of {train.batch_size} x {config.tgt_len} characters, "
+        f"{n_read / len(parts['train']):.1f} times through the text, at most {train.max_minutes:g} minutes, "
         f"threads: {torch.get_num_threads()}\n"
     )
 
 
-def _fit(
-    model: TransfoXLLMHeadModel,
-    parts: Mapping[str, Tensor],
-    options: TrainingOptions,
-    log: MetricsLog,
-    console: Console,
-) -> dict[str, Any]:
+def _fit(training: Training, parts: Mapping[str, Tensor], log: MetricsLog, console: Console) -> dict[str, Any]:
     """Train until the end or Ctrl-C; gives how far it came."""
-    tokens_per_step = options.batch_size * options.segment_len
-    record_every = max(1, options.max_steps // N_RECORDS)
-    started, next_validation, losses, place = monotonic(), 1 / N_VALIDATIONS, [], {}
+    record_every = max(1, training.recipe.train.max_steps // N_RECORDS)
+    next_validation, losses, n_tokens, place = 1 / N_VALIDATIONS, [], 0, {}
     with stop_on_interrupt() as stop, training_progress(console, unit="character") as shown:
-        for step in training_steps(model, parts["train"], options):
+        while training.progress < 1 and not stop.is_set():
+            step = training.step()
             is_last = step.progress == 1 or stop.is_set()
-            seconds = round(monotonic() - started, 3)
-            place = {"step": step.number, "tokens": step.number * tokens_per_step, "seconds": seconds}
+            n_tokens += step.n_tokens
+            place = {"step": step.number, "tokens": n_tokens, "seconds": round(60 * training.minutes, 3)}
             losses.append(step.loss)
             if step.number % record_every == 0 or is_last:
                 mean = float(torch.stack(losses).mean())  # waits for the device, hence not at each step
-                shown.advance(mean, n_tokens=tokens_per_step * len(losses), progress=step.progress)
-                log.write("train", **place, **_loss(mean), lr=step.lr, tokens_per_s=round(shown.tokens_per_s, 1))
+                shown.advance(mean, n_tokens=step.n_tokens * len(losses), progress=step.progress)
+                tokens_per_s = round(shown.tokens_per_s, 1)
+                log.write("train", **place, **loss_in_unit(mean, "character"), lr=step.lr, tokens_per_s=tokens_per_s)
                 losses = []
             if step.progress >= next_validation:
                 next_validation += 1 / N_VALIDATIONS
-                bits = _validate(model, parts["valid"], options, log, place)
+                bits = _validate(training.model, parts["valid"], log, place)
                 console.print(f"{step.progress:4.0%}  validation {bits:.3f} bits per character")
-            if is_last:
-                break
     if stop.is_set():
-        console.print(f"Stopped after {place['step']:,} steps. Once more Ctrl-C leaves at once.")
+        console.print(f"Stopped after {training.number:,} steps. Once more Ctrl-C leaves at once.")
     return {**place, "tokens_per_s": round(shown.tokens_per_s, 1)}
 
 
-def _validate(
-    model: TransfoXLLMHeadModel, tokens: Tensor, options: TrainingOptions, log: MetricsLog, place: Mapping[str, float]
-) -> float:
+def _validate(model: TransfoXLLMHeadModel, tokens: Tensor, log: MetricsLog, place: Mapping[str, float]) -> float:
     """A look at the beginning of the validation split: bits per character."""
-    tokens = tokens[:VALIDATION_LEN]
-    evaluation = evaluate(model, tokens, batch_size=EVALUATION_BATCH, tgt_len=options.segment_len)
-    log.write("valid", **place, **_loss(evaluation.loss_nats))
+    evaluation = evaluate(model, tokens[:VALIDATION_LEN], batch_size=EVALUATION_BATCH)
+    log.write("valid", **place, **loss_in_unit(evaluation.loss_nats, "character"))
     return evaluation.bits_per_token
 
 
-def _loss(nats: float) -> dict[str, float]:
-    return {"loss_nats": round(nats, 5), "bits_per_character": round(nats / math.log(2), 5)}
-
-
 def _test(
-    model: TransfoXLLMHeadModel, tokens: Tensor, options: TrainingOptions, log: MetricsLog, console: Console
+    model: TransfoXLLMHeadModel, tokens: Tensor, log: MetricsLog, console: Console
 ) -> tuple[Evaluation, Evaluation]:
     """The test split with memory and without."""
     evaluations = []
     for name, mem_len in (("with memory", None), ("without memory", 0)):
-        evaluation = evaluate(model, tokens, batch_size=EVALUATION_BATCH, tgt_len=options.segment_len, mem_len=mem_len)
+        evaluation = evaluate(model, tokens, batch_size=EVALUATION_BATCH, mem_len=mem_len)
         place = {"mem_len": model.config.mem_len if mem_len is None else mem_len, "tokens": evaluation.n_tokens}
-        log.write("test", **place, **_loss(evaluation.loss_nats))
+        log.write("test", **place, **loss_in_unit(evaluation.loss_nats, "character"))
         console.print(f"test {name:<15} [bold]{evaluation.bits_per_token:.3f}[/] bits per character")
         evaluations.append(evaluation)
     return evaluations[0], evaluations[1]
@@ -268,13 +257,13 @@ def _references(train: list[int], test: list[int]) -> dict[str, float]:
 def _summary(
     options: QuickstartOptions,
     model: TransfoXLLMHeadModel,
-    training: dict[str, Any],
+    reached: dict[str, Any],
     with_memory: Evaluation,
     without_memory: Evaluation,
 ) -> dict[str, Any]:
     return {
         "options": {name: value for name, value in asdict(options).items() if name != "output_dir"},
-        "training": training,
+        "training": reached,
         "test_bits_per_character": round(with_memory.bits_per_token, 4),
         "test_bits_per_character_without_memory": round(without_memory.bits_per_token, 4),
         "test_characters": with_memory.n_tokens,
@@ -296,4 +285,4 @@ def _write_on(
     console.print()
 
 
-__all__ = ["QuickstartOptions", "model_config", "run_quickstart"]
+__all__ = ["QuickstartOptions", "run_quickstart"]

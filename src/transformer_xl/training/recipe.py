@@ -59,7 +59,7 @@ class OptimizerTable(_Table):
     )
     lr: float = Field(2.5e-4, gt=0, description="Peak learning rate.")
     embedding_lr_factor: float = Field(1.0, gt=0, description="Times lr, the learning rate of the embeddings.")
-    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2, description="Of Adam's two means.")
+    betas: list[float] = Field([0.9, 0.999], description="How much Adam's two means keep per step.")
     eps: float = Field(1e-8, gt=0, description="Added to Adam's root mean square.")
     momentum: float = Field(0.0, ge=0, lt=1, description="Of sgd.")
     weight_decay: float = Field(0.0, ge=0, description="Pull of the weights towards zero.")
@@ -67,8 +67,8 @@ class OptimizerTable(_Table):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for beta in self.betas:
-            _require(0 <= beta < 1, "optimizer.betas", self.betas, "hold two numbers from 0 to below 1")
+        is_pair = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(is_pair, "optimizer.betas", self.betas, "hold two numbers from 0 to below 1")
         return self
 
 
@@ -282,6 +282,10 @@ def _apply(tables: dict[str, Any], change: str) -> None:
     table[name] = value
 
 
+_RULES = {"string_too_short": "not be empty", "dict_type": "be a table", "model_type": "be a table"}
+"""What pydantic says less plainly, by the type of its error."""
+
+
 def _message(error: ValidationError) -> str:
     """The first thing that is wrong with a recipe, in a line."""
     first = error.errors()[0]
@@ -294,10 +298,8 @@ def _message(error: ValidationError) -> str:
         return f"{where} is missing: give it a value."
     if kind == "value_error":
         return str(first["ctx"]["error"])
-    text = str(first["msg"])
-    rule = text[0].lower() + text[1:]
-    rule = rule.removeprefix("input should ").removeprefix("be ")
-    return f"{where}={first['input']!r} must be {rule}."
+    rule = _RULES.get(kind, str(first["msg"]).removeprefix("Input should "))
+    return f"{where}={first['input']!r} must {rule}."
 
 
 def _fields_of(location: tuple[Any, ...]) -> set[str]:
