@@ -25,12 +25,14 @@ WRITTEN = "Written by `python scripts/check_docs.py --write` from {source}; do n
 RECIPES_INTRODUCTION = """\
 A recipe is a TOML file that says everything about an experiment: the text, the model, the training, and how the result
 is measured. `recipes/` holds one for each experiment of the paper that its authors published the settings of, and small
-ones that run in minutes on two CPU cores. What was reached with them: [reproducing.md](reproducing.md).
+ones that run in minutes on two CPU cores; they come with the package and are found by their names, too. What was
+reached with them: [reproducing.md](reproducing.md).
 
 ```bash
-transformer-xl train recipes/ptb-small.toml --output-dir runs/ptb-small
+transformer-xl train ptb-small --output-dir runs/ptb-small
+transformer-xl train --output-dir runs/ptb-small --resume
 transformer-xl train recipes/wt103-base.toml --set data.path=/data/wikitext-103 --set train.precision=bfloat16
-transformer-xl train recipes/text8-small.toml --set model.mem_len=0 --set train.max_steps=300
+transformer-xl train text8-small --set model.mem_len=0 --set train.max_steps=300
 ```
 
 - `--set TABLE.KEY=VALUE` changes a value. VALUE is TOML (`5e-4`, `true`, `[4000, 12000]`); what is no TOML is text.

@@ -216,8 +216,8 @@ def test_sentences_are_read_apart_unless_asked_otherwise(capsys, tmp_path):
     assert "sentences start with <S> already" in refusal(capsys, model, "--data", data, "--start-with-eos")
 
 
-@pytest.mark.parametrize("place", ["model", "best/model"])
-def test_a_run_stands_for_its_best_checkpoint(capsys, tmp_path, words, text, place):
+@pytest.mark.parametrize("place", ["model", "checkpoints/step-00000005/model"])
+def test_a_run_stands_for_the_model_in_it(capsys, tmp_path, words, text, place):
     shutil.copytree(words, tmp_path / "run" / place)
     found = report(capsys, tmp_path / "run", "--text", text)
     assert found["model"] == str(tmp_path / "run" / place)
@@ -225,9 +225,11 @@ def test_a_run_stands_for_its_best_checkpoint(capsys, tmp_path, words, text, pla
 
 
 def test_the_best_checkpoint_comes_before_the_last(capsys, tmp_path, words, characters, text):
-    shutil.copytree(words, tmp_path / "best" / "model")
-    shutil.copytree(characters, tmp_path / "model")
-    assert report(capsys, tmp_path, "--text", text)["model"] == str(tmp_path / "best" / "model")
+    shutil.copytree(words, tmp_path / "checkpoints" / "step-00000005" / "model")
+    shutil.copytree(characters, tmp_path / "checkpoints" / "step-00000010" / "model")
+    (tmp_path / "best.json").write_text('{"checkpoint": "step-00000005", "valid_loss_nats": 1.0}', encoding="utf-8")
+    best = tmp_path / "checkpoints" / "step-00000005" / "model"
+    assert report(capsys, tmp_path, "--text", text)["model"] == str(best)
 
 
 @pytest.mark.parametrize(

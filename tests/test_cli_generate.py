@@ -139,7 +139,7 @@ def test_a_missing_prompt_is_not_waited_for_at_a_terminal(capsys, monkeypatch, c
 
 def test_a_folder_without_a_model_is_refused(capsys, tmp_path):
     message = (
-        f"MODEL {tmp_path} has no config.json, and neither best/model nor model in it has one: "
+        f"MODEL {tmp_path} has no config.json, and no checkpoint or model in it has one: "
         "give the folder that holds the model, or a run."
     )
     assert run(capsys, tmp_path, "a") == (2, "", f"transformer-xl: error: {message}\n")

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .pickle_reader import PickledName, PickleError, PickleMachine
+from .pickle_reader import PickledName, PickleError, PickleMachine, run
 
 MAX_PICKLE_BYTES = 1 << 28  # storages not included
 MAX_MEMBERS = 100_000  # of a zip archive
@@ -199,18 +199,18 @@ def _read_torch_stream(file: BinaryIO, file_size: int, source: str) -> Any:
     """Reads magic number, version and system information, then the object, the list of storages and the storages."""
     file.seek(0)
     machine = PickleMachine(file.read(min(file_size, MAX_PICKLE_BYTES)), source)
-    if machine.data[:1] != b"\x80" or machine.run(0) != _STREAM_MAGIC:
+    if machine.data[:1] != b"\x80" or run(machine, 0) != _STREAM_MAGIC:
         raise PickleError(
             f"{source}: is no file of torch.save (neither a zip archive nor the stream format of releases before 1.6)"
         )
-    version = machine.run(machine.position)
+    version = run(machine, machine.position)
     if type(version) is not int or version != _STREAM_VERSION:
         raise machine.error(f"an unknown version of the stream format of torch.save; only {_STREAM_VERSION} is known")
-    machine.run(machine.position)  # system information: storages are little-endian whatever it says
+    run(machine, machine.position)  # system information: storages are little-endian whatever it says
     storages = _StreamStorages(machine, file_size)
-    result = machine.run(machine.position)
+    result = run(machine, machine.position)
     machine.persistent_load, machine.calls = None, {}
-    keys = machine.run(machine.position)
+    keys = run(machine, machine.position)
     file.seek(machine.position)
     storages.read_all(file, keys)
     if file.read(1):
@@ -365,7 +365,7 @@ def _read_torch_zip(file: BinaryIO, file_size: int, source: str) -> Any:
     data = archive.read(f"{folder}/data.pkl", MAX_PICKLE_BYTES)
     machine = PickleMachine(data, f"{source}, data.pkl")
     _ZipStorages(machine, archive, folder)
-    result = machine.run(0)
+    result = run(machine, 0)
     if machine.position != len(data):
         raise machine.damaged("bytes follow the end of the pickle")
     return result

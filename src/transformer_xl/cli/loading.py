@@ -1,11 +1,13 @@
 """Models as commands are given them: a folder, or the name of a model on the Hub."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
-RUN_MODELS = ("best/model", "model")  # where a run keeps its model, the best first
+BEST, CHECKPOINTS, MODEL = "best.json", "checkpoints", "model"  # in the folder of a run or quickstart
 
 
 def load_language_model(model: str, *, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
@@ -73,17 +75,26 @@ def model_folder(model: str) -> str:
     """
     folder = Path(model)
     if folder.is_dir():
-        candidates = [folder, *(folder / name for name in RUN_MODELS)]
-        found = next((path for path in candidates if (path / "config.json").is_file()), None)
+        found = next((path for path in _candidates(folder) if (path / "config.json").is_file()), None)
         if found is None:
             raise UserError(
-                f"MODEL {model} has no config.json, and neither best/model nor model in it has one: give the folder "
-                "that holds the model, or a run."
+                f"MODEL {model} has no config.json, and no checkpoint or model in it has one: give the folder that "
+                "holds the model, or a run."
             )
         return str(found)
     if folder.exists() or model.count("/") > 1 or model.startswith((".", "/", "~")):
         raise UserError(f"MODEL {model} does not exist: give a model folder or the name of a model on the Hub.")
     return model
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """Where the model of a folder may be, the best place first."""
+    yield folder
+    yield folder / MODEL
+    if (folder / BEST).is_file():
+        yield folder / CHECKPOINTS / json.loads((folder / BEST).read_text(encoding="utf-8"))["checkpoint"] / MODEL
+    for checkpoint in sorted((folder / CHECKPOINTS).glob("step-*"), reverse=True):
+        yield checkpoint / MODEL
 
 
 def _device(name: str | None) -> Any:

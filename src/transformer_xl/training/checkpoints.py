@@ -62,20 +62,18 @@ def write_checkpoint(
         partial.mkdir(parents=True)
         write_model(partial)
         for name, group in tensors.items():
-            try:
-                save_file(dict(group), partial / f"{name}.safetensors")
-            except SafetensorError as error:  # how that library reports a full disk
-                raise OSError(None, str(error), str(folder)) from error
+            save_file(dict(group), partial / f"{name}.safetensors")
         (partial / STATE).write_text(json.dumps(state, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         sums = {str(path.relative_to(partial)): _sha256(path) for path in sorted(partial.rglob("*")) if path.is_file()}
         (partial / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
-        for path in sorted(partial.rglob("*")):
+        for path in (*sorted(partial.rglob("*")), partial):
             _flush(path)
-        _flush(partial)
         if folder.is_dir():
             shutil.rmtree(folder)  # an earlier session got here, too
         partial.rename(folder)
         _flush(folder.parent)
+    except SafetensorError as error:  # how that library reports a full disk
+        raise OSError(None, str(error), str(folder)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -149,6 +147,8 @@ def _flush(path: Path) -> None:
 
 
 __all__ = [
+    "BEST",
+    "MODEL",
     "best_checkpoint",
     "checkpoint_folder",
     "checkpoints",

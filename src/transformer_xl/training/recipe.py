@@ -45,7 +45,9 @@ class DataTable(_Table):
         False, description="Draw the length of each segment around tgt_len, and scale the learning rate with it."
     )
     packed: bool = Field(
-        False, description="Fill segments with several unrelated sentences and carry memory across, as the authors did."
+        False,
+        description="Fill segments with several unrelated sentences and carry memory across, as the authors did, also "
+        "in evaluation.",
     )
 
 
@@ -341,4 +343,4 @@ def write_recipe(path: Path, recipe: Recipe, config: TransfoXLConfig | None = No
         partial.write_text(tomlkit.dumps(tables), encoding="utf-8")
 
 
-__all__ = ["MODEL_FIELDS", "Recipe", "make_recipe", "read_recipe", "write_recipe"]
+__all__ = ["MODEL_FIELDS", "OWN_FIELDS", "Recipe", "make_recipe", "read_recipe", "write_recipe"]

@@ -40,6 +40,7 @@ from transformer_xl.modeling import TransfoXLLMHeadModel
 from transformer_xl.plots import plot_training
 
 from .checkpoints import (
+    BEST,
     MODEL,
     best_checkpoint,
     checkpoint_folder,
@@ -53,7 +54,7 @@ from .interrupt import stop_on_interrupt
 from .loop import ACCELERATE_PRECISION, Step, Training
 from .metrics import MetricsLog, loss_in_unit, unit_title
 from .progress import TrainingProgress, training_progress
-from .recipe import Recipe, write_recipe
+from .recipe import OWN_FIELDS, Recipe, write_recipe
 
 RECIPE, METRICS, PICTURE, RESULT, TENSORBOARD = (
     "recipe.toml", "metrics.jsonl", "learning-curve.png", "result.json", "tensorboard",
@@ -205,6 +206,7 @@ class _Run:
         if found:
             self._resume(found[-1])
         if self.is_main:
+            (self.folder / BEST).unlink(missing_ok=True)  # it may be later than the checkpoint
             if self._best is not None:
                 write_best(self.folder, self.folder / "checkpoints" / self._best[0], self._best[1])
             prune(self.folder, keep=self.recipe.checkpoints.keep)
@@ -476,9 +478,9 @@ class _Run:
 
 def _check_model(training: Training, saved: Mapping[str, Any], checkpoint: Path) -> None:
     """Refuse to go on with another model than the checkpoint's."""
-    now = json.loads(json.dumps(training.model.config.to_dict()))
-    for name in sorted(now.keys() & saved.keys()):
-        if now[name] != saved[name] and name not in ("transformers_version", "dtype"):
+    now = training.model.config.to_dict()
+    for name in sorted(OWN_FIELDS - {"dropout", "dropatt"}):
+        if now[name] != saved[name]:
             raise ValueError(
                 f"model.{name}={now[name]!r} must be {saved[name]!r} as in {checkpoint}: resume with the recipe that "
                 "it was made with, or start in another folder."

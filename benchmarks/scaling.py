@@ -1,0 +1,1 @@
+def scaling_table(*, quick, n_threads): return []

@@ -1,0 +1,401 @@
+"""One side of a comparison: a process that loads a model, computes, and says how long it took.
+
+Started by `compare.py` in our environment or in that of transformers 4.35, so both must be able to run every line that
+concerns them. Requests come as JSON lines on stdin, answers go as JSON lines to stdout.
+
+Shapes: B batch, Q tokens of a segment, M memory, D model size, V vocabulary.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+IS_OURS = "--ours" in sys.argv
+
+
+class Task:
+    """What a worker can be asked for; `unit` times are those of one token, segment or step."""
+
+    def round(self) -> float:
+        """Do the work and give its seconds per unit."""
+        raise AssertionError("each task says what its work is")
+
+    def agreement(self) -> dict[str, Any]:
+        """Arrays that the other side must have as well, by name."""
+        return {}
+
+
+class ModelTask(Task):
+    """A task with a language model in a folder."""
+
+    def __init__(self, folder: str, dtype: str = "float32", **sizes: int) -> None:
+        import torch
+
+        torch.set_grad_enabled(False)
+        self.torch = torch
+        self.sizes = sizes
+        self.dtype = dtype
+        self.model = load_model(folder, dtype)
+        self.config = self.model.config
+        self.batch_size = sizes.get("batch_size", 1)
+
+    def random_mems(self) -> list[Any]:
+        """Memories that look like the output of a layer norm, the same ones on both sides."""
+        generator = self.torch.Generator().manual_seed(1)
+        shape = (self.config.mem_len, self.batch_size, self.config.d_model)
+        layers = range(self.config.n_layer)
+        mems = [self.torch.randn(shape, generator=generator) for _ in layers]
+        return [mem.to(self.model.dtype) for mem in mems]
+
+    def random_ids(self, length: int, seed: int) -> Any:
+        """Token ids `[B, length]`, log-uniform as words roughly are: rare ones have high ids."""
+        generator = self.torch.Generator().manual_seed(seed)
+        uniform = self.torch.rand(self.batch_size, length, generator=generator, dtype=self.torch.float64)
+        ids = (uniform * math.log(self.config.vocab_size + 1)).exp().long() - 1
+        return ids.clamp(max=self.config.vocab_size - 1)
+
+
+class Decode(ModelTask):
+    """New tokens after a full memory, by `generate` with sampling from the 50 most probable."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.n_tokens = self.sizes["n_tokens" if IS_OURS else "peer_tokens"]
+        self.first = self.random_ids(1, seed=2)
+        self.mems = self.random_mems()
+        if IS_OURS:
+            start = self.generate(self.first, n_tokens=2, mems=self.mems)
+            self.ids, self.state = start.sequences, start.past_key_values
+
+    def generate(self, ids: Any, *, n_tokens: int, **kwargs: Any) -> Any:
+        return self.model.generate(
+            ids,
+            max_new_tokens=n_tokens,
+            min_new_tokens=n_tokens,
+            **{"do_sample": True, "top_k": 50, "return_dict_in_generate": True, "pad_token_id": 0, **kwargs},
+        )
+
+    def round(self) -> float:
+        if not IS_OURS:
+            started = time.perf_counter()
+            self.generate(self.first, n_tokens=self.n_tokens, past_key_values=self.mems)
+            return (time.perf_counter() - started) / self.n_tokens
+        started = time.perf_counter()
+        output = self.generate(self.ids, n_tokens=self.n_tokens, past_key_values=self.state)
+        seconds = time.perf_counter() - started
+        self.ids, self.state = output.sequences, output.past_key_values
+        return seconds / self.n_tokens
+
+    def agreement(self) -> dict[str, Any]:
+        n_tokens = 3 if self.dtype == "float32" else 1  # later ones depend on a choice that may be a close one
+        past = {"mems" if IS_OURS else "past_key_values": self.mems}
+        output = self.generate(self.first, n_tokens=n_tokens, do_sample=False, output_scores=True, **past)
+        scores = self.torch.stack(output.scores, dim=1)
+        return {"log-probabilities": scores.float(), "tokens": output.sequences[:, : n_tokens + 1]}
+
+
+class Evaluate(ModelTask):
+    """Losses of consecutive segments after a full memory."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.q_len, self.n_segments = self.sizes["tgt_len"], self.sizes["n_segments"]
+        self.segments = [self.random_ids(self.q_len, seed=3 + i) for i in range(self.n_segments)]
+        self.start = self.random_mems()
+        self.state: dict[str, Any] = {"mems": self.start}
+        if IS_OURS:
+            self.state = {"past_key_values": self.read(self.segments[0], self.state).past_key_values}
+
+    def read(self, ids: Any, state: dict[str, Any]) -> Any:
+        ours = {"use_cache": True, "skip_logits": True} if IS_OURS else {}
+        return self.model(ids, labels=ids, **ours, **state)
+
+    def round(self) -> float:
+        started = time.perf_counter()
+        for ids in self.segments:
+            output = self.read(ids, self.state)
+            self.state = {"past_key_values": output.past_key_values} if IS_OURS else {"mems": output.mems}
+        return (time.perf_counter() - started) / self.n_segments
+
+    def agreement(self) -> dict[str, Any]:
+        state, losses = {"mems": self.start}, []
+        for ids in self.segments[:2]:
+            output = self.read(ids, state)
+            state = {"past_key_values": output.past_key_values} if IS_OURS else {"mems": output.mems}
+            losses.append(output.losses.float().sort().values)  # 4.35 gives them in the order of the clusters
+        return {"losses": self.torch.stack(losses)}
+
+
+class Read(ModelTask):
+    """Losses of a text, with memory or, for a model without, through a window that moves by one token."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        from transformer_xl.evaluation import start_reading
+
+        self.has_memory = self.config.mem_len > 0
+        self.step = self.sizes["tgt_len"] if self.has_memory else 1
+        self.context = self.config.mem_len if self.has_memory else self.sizes["window_len"] - 1
+        self.n_steps = self.sizes["n_segments"] if self.has_memory else 1
+        length = self.sizes["tgt_len"] if self.has_memory else self.sizes["window_len"]
+        self.start_reading = lambda: start_reading(self.model, tgt_len=length, sliding_window=not self.has_memory)
+        self.next = self.start_reading()
+        self.fill(self.next)
+
+    def fill(self, read: Any) -> None:
+        """Read as much as a token may depend on; a window needs no computation for that."""
+        if self.has_memory:
+            for ids in self.random_ids(self.context, seed=4).split(self.step, dim=1):
+                read(ids, ids, None)
+        else:
+            ids = self.random_ids(self.context, seed=4)
+            # The closure holds the text so far: to give it one without computing windows is to set what it keeps.
+            read.__closure__[read.__code__.co_freevars.index("past")].cell_contents = ids
+
+    def round(self) -> float:
+        ids = self.random_ids(self.step, seed=5)
+        started = time.perf_counter()
+        for _ in range(self.n_steps):
+            self.next(ids, ids, None)
+        return (time.perf_counter() - started) / (self.n_steps * self.step)
+
+    def agreement(self) -> dict[str, Any]:
+        """How far the path that is measured is from the literal one, on the same text."""
+        ids, losses = self.random_ids(self.step, seed=6), []
+        for implementation in ("sdpa", "eager"):
+            self.model.set_attn_implementation(implementation)
+            read = self.start_reading()
+            self.fill(read)
+            losses.append(read(ids, ids, None))
+        self.model.set_attn_implementation("sdpa")
+        return {"difference from the literal path": losses[0] - losses[1]}
+
+
+class Train(ModelTask):
+    """Forward, backward and one step of Adam on a segment after a full memory."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.torch.set_grad_enabled(True)
+        self.q_len = self.sizes["tgt_len"]
+        self.model.train()
+        self.mems = self.random_mems()
+        # One pass over the numbers, where the default makes ten: the model is compared here, not the optimiser.
+        self.optimizer = self.torch.optim.Adam(self.model.parameters(), lr=1e-5, fused=True)
+
+    def step(self, seed: int) -> Any:
+        ids = self.random_ids(self.q_len, seed)
+        output = self.model(ids, labels=ids, mems=self.mems)
+        output.loss.backward()
+        return output
+
+    def round(self) -> float:
+        started = time.perf_counter()
+        self.mems = self.step(seed=7).mems
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return time.perf_counter() - started
+
+    def agreement(self) -> dict[str, Any]:
+        """Loss and a sample of each gradient, relative to its size, without dropout and in float64.
+
+        In float32 a rounding error may switch a unit of the feed-forward part on or off, which moves gradients.
+        """
+        for module in self.model.modules():
+            if isinstance(module, self.torch.nn.Dropout):
+                module.p = 0.0
+        self.mems = self.random_mems()
+        single = self.step(seed=8).loss.detach()
+        self.optimizer.zero_grad()
+        self.model.double()
+        self.mems = [mem.double() for mem in self.random_mems()]
+        arrays = {"loss in float32": single, "loss": self.step(seed=8).loss.detach()}
+        for name, parameter in self.model.named_parameters():
+            gradient = parameter.grad.flatten()
+            sample = gradient[:: max(1, gradient.numel() // 20_000)]
+            arrays[name] = sample / gradient.square().mean().sqrt()
+        return arrays
+
+
+class Encode(Task):
+    """A text file to ids by `encode_file`, nothing remembered from the round before."""
+
+    def __init__(self, vocabulary: str, text: str, mode: str) -> None:
+        transfo_xl = models_package()
+        if IS_OURS:
+            from transformer_xl.moses import moses_rules
+
+            self.forget = moses_rules.cache_clear
+            self.tokenizer = transfo_xl.TransfoXLTokenizer(vocab_file=vocabulary, mode=mode)
+        else:
+            self.forget = list
+            self.tokenizer = transfo_xl.TransfoXLTokenizer(vocab_file=vocabulary)
+        self.vocabulary, self.text, self.mode = vocabulary, text, mode
+
+    def encode(self) -> Any:
+        return self.tokenizer.encode_file(self.text, ordered=True, add_eos=False)
+
+    def round(self) -> float:
+        self.forget()
+        started = time.perf_counter()
+        self.encode()
+        return time.perf_counter() - started
+
+    def agreement(self) -> dict[str, Any]:
+        if self.mode == "moses":
+            return {"ids": self.encode()}
+        import torch
+
+        words = [line.strip() for line in Path(self.vocabulary).read_text(encoding="utf-8").splitlines()]
+        ids = {word: i for i, word in enumerate(words)}
+        text = Path(self.text).read_text(encoding="utf-8")
+        looked_up = torch.tensor([ids.get(word, ids["<unk>"]) for word in text.split()])
+        return {"ids": self.encode() if IS_OURS else looked_up}
+
+
+class Load(Task):
+    """From `from_pretrained` to the first token, in a process that has imported everything."""
+
+    def __init__(self, folder: str) -> None:
+        import torch
+
+        models_package().TransfoXLLMHeadModel  # noqa: B018 - the import is lazy: this is what makes it
+        torch.set_grad_enabled(False)
+        self.torch, self.folder = torch, folder
+        self.scores: Any = None
+
+    def round(self) -> float:
+        started = time.perf_counter()
+        model = load_model(self.folder, "float32")
+        self.scores = model(self.torch.tensor([[1]])).logits[:, -1]
+        self.scores.argmax(-1)
+        return time.perf_counter() - started
+
+    def agreement(self) -> dict[str, Any]:
+        return {"log-probabilities": self.scores}
+
+
+class Import(Task):
+    """A new process that imports something, or a command, from start to end."""
+
+    def __init__(self, statement: str = "", command: tuple[str, ...] = ()) -> None:
+        package = "transformer_xl" if IS_OURS else "transformers"
+        self.command = [sys.executable, "-c", statement.format(package=package)]
+        if command:
+            self.command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+
+    def round(self) -> float:
+        started = time.perf_counter()
+        subprocess.run(self.command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+        return time.perf_counter() - started
+
+
+class Machine(Task):
+    """What the machine can do: bytes read and operations made in a second."""
+
+    def measure(self) -> dict[str, float]:
+        """The best of some tries: a floor must not be too high because something else was running."""
+        import torch
+
+        many = torch.ones(1 << 28)  # 1 GiB, beyond every cache
+        matrix = torch.rand(4096, 4096)
+        read = min(_seconds(many.sum) for _ in range(7))
+        multiply = min(_seconds(lambda: matrix @ matrix) for _ in range(5))
+        return {"bytes_per_s": many.numel() * 4 / read, "operations_per_s": 2 * 4096**3 / multiply}
+
+
+class Prepare(Task):
+    """Write a model with random weights into a folder."""
+
+    def __init__(self, folder: str, config: dict[str, Any]) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        transfo_xl = models_package()
+        model = transfo_xl.TransfoXLLMHeadModel(transfo_xl.TransfoXLConfig(**config))
+        model.save_pretrained(folder)
+
+
+def _seconds(function: Any) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def models_package() -> Any:
+    """The package that has the classes."""
+    if IS_OURS:
+        import transformer_xl
+
+        return transformer_xl
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
+def load_model(folder: str, dtype: str) -> Any:
+    """The model in a folder, ready for inference."""
+    import torch
+
+    model_class = models_package().TransfoXLLMHeadModel
+    if not IS_OURS or dtype == "float32":
+        return model_class.from_pretrained(folder).eval()
+    return model_class.from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+
+def start_peak() -> None:
+    """Forget the highest use of memory so far, where the system can (Linux)."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_mib() -> float:
+    """The highest use of memory of this process since `start_peak`."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text(encoding="ascii")).group(1)) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20)
+
+
+def answer(request: dict[str, Any], task: Task | None) -> tuple[Any, Task | None]:
+    """Do what a request says; gives the answer, and the task that the next requests are for."""
+    if "task" in request:
+        task = globals()[request["task"]](**request["options"])
+        return "ready", task
+    assert task is not None
+    if request["do"] == "round":
+        started = time.process_time()
+        seconds = task.round()
+        return {"seconds": seconds, "processor_s": time.process_time() - started, "peak_mib": peak_mib()}, task
+    if request["do"] == "start peak":
+        start_peak()
+        return "started", task
+    if request["do"] == "measure":
+        return task.measure(), task
+    import numpy
+
+    arrays = {name: array.cpu().numpy() for name, array in task.agreement().items()}
+    numpy.savez(request["path"], **arrays)
+    return "written", task
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print is no answer
+    task: Task | None = None
+    for line in sys.stdin:
+        result, task = answer(json.loads(line), task)
+        print(json.dumps(result), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
