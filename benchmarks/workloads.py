@@ -42,7 +42,7 @@ class Workload:
         options: arguments of the task.
         dtype: `"float32"`, `"bfloat16"` or `"int8"` on our side; the other side always computes in float32.
         rounds: measured times of each side.
-        tolerance: largest difference of what both sides compute, by the measure that the task names.
+        tolerance: largest difference of what both sides compute; in training, relative to the norm of each gradient.
         is_fresh: whether each round needs a new process.
     """
 
@@ -96,9 +96,9 @@ WORKLOADS = [
     ),
     Workload(
         "train-char", "Train", "s/step", {**CHARACTERS, "n_layer": 4, "mem_len": 512, "same_length": False},
-        options={"batch_size": 4, "tgt_len": 512},
+        options={"batch_size": 4, "tgt_len": 512}, tolerance=0.01,
     ),
-    Workload("train-word", "Train", "s/step", WORDS_BASE, options={"batch_size": 4, "tgt_len": 150}, rounds=7),
+    Workload("train-word", "Train", "s/step", WORDS_BASE, options={"batch_size": 4, "tgt_len": 150}, tolerance=0.01),
     *(_vanilla(length) for length in (800, 1800, 2800, 3800)),
     Workload("encode-raw", "Encode", "s", options={"mode": "moses"}),
     Workload("encode-words", "Encode", "s", options={"mode": "whitespace"}),

@@ -1,10 +1,12 @@
 """Small models and comparisons that several test modules share."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -12,6 +14,7 @@ from transformer_xl import TransfoXLConfig, TransfoXLLMHeadModel
 from transformer_xl.training.recipe import Recipe, make_recipe
 
 FIXTURES = Path(__file__).parent / "fixtures"
+AUTHORS_CASES = sorted((FIXTURES / "golden" / "original").iterdir())
 
 TOLERANCES = {
     torch.float64: {"rtol": 1e-10, "atol": 1e-10},  # two orders of the same sums
@@ -25,6 +28,40 @@ def assert_equal(actual: Any, expected: Any) -> None:
     """Equal within the tolerance of their dtype."""
     dtype = expected.dtype if isinstance(expected, Tensor) else expected[0].dtype
     assert_close(actual, expected, **TOLERANCES.get(dtype, {"rtol": 0, "atol": 0}))
+
+
+def load_authors_case(
+    folder: Path, target: Path, implementation: str = "sdpa"
+) -> tuple[TransfoXLLMHeadModel, dict[str, Tensor], dict[str, Any]]:
+    """A golden case of the authors' code: the model, the numbers, and what `from_pretrained` said.
+
+    Args:
+        folder: of the case.
+        target: an empty folder, which `from_pretrained` then reads.
+        implementation: of attention.
+    """
+    arguments = json.loads((folder / "arguments.json").read_text())
+    case = load_file(folder / "case.safetensors")
+    TransfoXLConfig(**arguments, untie_r=False, initial_memory="empty").save_pretrained(target)
+    state = {
+        authors_name(name): authors_value(name, value) for name, value in case.items() if name.startswith("state.")
+    }
+    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    model, info = TransfoXLLMHeadModel.from_pretrained(
+        target, attn_implementation=implementation, output_loading_info=True
+    )
+    return model.eval(), case, info
+
+
+def authors_name(name: str) -> str:
+    """The parameter's name here, for one of a case."""
+    name = name.split(".", 1)[1]
+    return name if name.startswith("crit.") else f"transformer.{name}"
+
+
+def authors_value(name: str, value: Tensor) -> Tensor:
+    """Its value here: their tail clusters count from the end of the head."""
+    return value.flip(0) if "cluster" in name else value
 
 
 def tiny_config(**changes: Any) -> TransfoXLConfig:

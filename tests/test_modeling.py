@@ -1,6 +1,5 @@
 """The models: golden numbers of old implementations, and equalities between ways to compute the same."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,26 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from models import FIXTURES, assert_equal, random_ids, run_segments, settings_of_models, tiny_config, tiny_model
+from models import (
+    AUTHORS_CASES,
+    FIXTURES,
+    assert_equal,
+    authors_name,
+    authors_value,
+    load_authors_case,
+    random_ids,
+    run_segments,
+    settings_of_models,
+    tiny_config,
+    tiny_model,
+)
 from transformer_xl import (
-    TransfoXLConfig,
     TransfoXLForSequenceClassification,
     TransfoXLLMHeadModel,
     TransfoXLModel,
 )
 
 HF_CASES = sorted((FIXTURES / "golden/hf-4.35").iterdir())
-AUTHORS_CASES = sorted((FIXTURES / "golden/original").iterdir())
 IMPLEMENTATIONS = ["eager", "sdpa"]
 
 settings.register_profile(
@@ -119,28 +128,6 @@ def test_classification_agrees_with_transformers_4_35(folder, tmp_path):
 # --- the authors' PyTorch code -------------------------------------------------------------------------------------
 
 
-def load_authors_case(folder: Path, target: Path, implementation: str):
-    """The same from the authors' arguments and state; their tail clusters count from the end of the head."""
-    arguments = json.loads((folder / "arguments.json").read_text())
-    case = load_file(folder / "case.safetensors")
-    TransfoXLConfig(**arguments, untie_r=False, initial_memory="empty").save_pretrained(target)
-    state = {our_name(name): our_value(name, value) for name, value in case.items() if name.startswith("state.")}
-    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    model, info = TransfoXLLMHeadModel.from_pretrained(
-        target, attn_implementation=implementation, output_loading_info=True
-    )
-    return model.eval(), case, info
-
-
-def our_name(name: str) -> str:
-    name = name.split(".", 1)[1]
-    return name if name.startswith("crit.") else f"transformer.{name}"
-
-
-def our_value(name: str, value: torch.Tensor) -> torch.Tensor:
-    return value.flip(0) if "cluster" in name else value
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("folder", AUTHORS_CASES, ids=case_id)
 def test_segments_and_gradients_agree_with_the_authors_code(folder, implementation, tmp_path):
@@ -159,7 +146,7 @@ def test_segments_and_gradients_agree_with_the_authors_code(folder, implementati
     expected = {name: value for name, value in case.items() if name.startswith("grad.")}
     assert expected
     for name, gradient in expected.items():
-        assert_close(actual[our_name(name)], our_value(name, gradient), rtol=1e-4, atol=1e-4)
+        assert_close(actual[authors_name(name)], authors_value(name, gradient), rtol=1e-4, atol=1e-4)
 
 
 # --- equalities ----------------------------------------------------------------------------------------------------

@@ -96,7 +96,18 @@ def _run_instructions(machine: PickleMachine) -> None:
         bytes_left -= _COSTS[opcode]
         if bytes_left < 0:
             machine.spend(machine.bytes_left - bytes_left)
-        if opcode == _GET:
+        if opcode == _TEXT:
+            start = position + 4
+            position = start + integer(data[position:start], "little")
+            try:
+                stack.append(str(data[start:position], "utf-8"))
+            except UnicodeDecodeError:
+                stack.append(machine.decode(data[start:position]))
+        elif opcode == _PUT:
+            end = position + 4
+            memo[integer(data[position:end], "little")] = stack[-1]
+            position = end
+        elif opcode == _GET:
             entries = _ENTRIES.match(data, position - 1)
             found = [] if entries is None else _known_words_and_numbers(entries[0], memo)
             if entries is not None and found:
@@ -114,17 +125,13 @@ def _run_instructions(machine: PickleMachine) -> None:
             end = position + 4
             stack.append(integer(data[position:end], "little", signed=True))
             position = end
-        elif opcode in (_SHORT_TEXT, _TEXT):
-            start = position + 1 if opcode == _SHORT_TEXT else position + 4
-            position = start + integer(data[position:start], "little")
+        elif opcode == _SHORT_TEXT:
+            start = position + 1
+            position = start + data[position]
             try:
                 stack.append(str(data[start:position], "utf-8"))
             except UnicodeDecodeError:
                 stack.append(machine.decode(data[start:position]))
-        elif opcode == _PUT:
-            end = position + 4
-            memo[integer(data[position:end], "little")] = stack[-1]
-            position = end
         elif opcode == _MEMOIZE:
             memo[len(memo)] = stack[-1]
         elif opcode == _TWO_BYTES:
@@ -142,22 +149,21 @@ def _run_instructions(machine: PickleMachine) -> None:
             stack, position, bytes_left = machine.stack, machine.position, machine.bytes_left
 
 
-# Runs of one layout: a memo place and a number of four, two or one bytes, as in the dictionary from words to ids.
-_ENTRIES = re.compile(rb"(?:j.{4}J.{4}){2,1000}+|(?:j.{4}M..){2,1000}+|(?:j.{4}K.){2,1000}+", re.DOTALL)
-_ENTRY_LAYOUTS = {
-    _FOUR_BYTES: struct.Struct("<xIxi"),
-    _TWO_BYTES: struct.Struct("<xIxH"),
-    _ONE_BYTE: struct.Struct("<xIxB"),
-}
+# Runs of one layout: a memo place, then a number of four, two or one bytes, as in the dictionary from words to ids.
+_ENTRIES = re.compile(rb"(?:j....J....){2,1000}+|(?:j....M..){2,1000}+|(?:j....K.){2,1000}+", re.DOTALL)
+_LAYOUTS = {_FOUR_BYTES: struct.Struct("<xIxi"), _TWO_BYTES: struct.Struct("<xIxH"), _ONE_BYTE: struct.Struct("<xIxB")}
 
 
 def _known_words_and_numbers(entries: bytes, memo: dict[int, Any]) -> list[Any]:
     """What such a run pushes; nothing if a memo place was never filled."""
-    pairs = _ENTRY_LAYOUTS[entries[5]].iter_unpack(entries)
+    places, numbers = zip(*_LAYOUTS[entries[5]].iter_unpack(entries), strict=True)
+    pushed: list[Any] = [None] * (2 * len(places))
     try:
-        return [value for place, number in pairs for value in (memo[place], number)]
+        pushed[::2] = map(memo.__getitem__, places)
     except KeyError:
         return []
+    pushed[1::2] = numbers
+    return pushed
 
 
 _Handler: TypeAlias = Callable[[PickleMachine], None]

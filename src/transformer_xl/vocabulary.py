@@ -188,7 +188,6 @@ def _find_vocabulary(stored: Any, path: Path) -> StoredVocabulary:
             f"{path} holds no vocabulary (neither idx2sym nor sym2idx); where it is an old corpus.bin, take the "
             "vocab.bin beside it"
         )
-    counts = stored.get("counter")
     return StoredVocabulary(
         words=_ordered_words(stored.get("idx2sym"), stored.get("sym2idx"), path),
         options={
@@ -196,10 +195,16 @@ def _find_vocabulary(stored: Any, path: Path) -> StoredVocabulary:
             for name, kind in _OPTION_TYPES.items()
             if isinstance(stored.get(name), kind) and _is_plain(stored[name])
         },
-        counts={word: count for word, count in counts.items() if isinstance(word, str) and isinstance(count, int)}
-        if isinstance(counts, Mapping)
-        else {},
+        counts=_plain_counts(stored.get("counter")),
     )
+
+
+def _plain_counts(counts: Any) -> dict[str, int]:
+    if not isinstance(counts, Mapping):
+        return {}
+    if set(map(type, counts)) <= {str} and set(map(type, counts.values())) <= {int}:
+        return dict(counts)
+    return {word: count for word, count in counts.items() if isinstance(word, str) and isinstance(count, int)}
 
 
 def _is_plain(value: Any) -> bool:
@@ -215,13 +220,12 @@ def _ordered_words(by_id: Any, ids: Any, path: Path) -> list[str]:
             ids, key=lambda word: (not isinstance(ids[word], int), ids[word] if isinstance(ids[word], int) else 0)
         )
     words = _check_words(by_id, f"{path}, idx2sym")
-    if ids is not None:
+    if ids is not None and ids != dict(zip(words, range(len(words)), strict=True)):
         wrong = next((word for index, word in enumerate(words) if ids.get(word) != index), None)
-        if wrong is not None or len(ids) != len(words):
-            culprit = wrong if wrong is not None else next(word for word in ids if word not in set(words))
-            raise ValueError(
-                f"{path}: idx2sym and sym2idx disagree about {culprit!r:.80}; the file is damaged, take another copy"
-            )
+        culprit = wrong if wrong is not None else next(iter(ids.keys() - set(words)))
+        raise ValueError(
+            f"{path}: idx2sym and sym2idx disagree about {culprit!r:.80}; the file is damaged, take another copy"
+        )
     return words
 
 

@@ -155,8 +155,7 @@ class Training:
         self.accelerator = accelerator
         self.number = 0
         self._earlier_minutes, self._started = 0.0, time.monotonic()
-        if recipe.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+        model.transformer.gradient_checkpointing = recipe.train.gradient_checkpointing
         regularise(model, recipe.regularisation)
         self.model = model.to(accelerator.device)
         self.is_sharded = recipe.train.parallel == "fsdp" and accelerator.num_processes > 1
