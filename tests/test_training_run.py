@@ -18,8 +18,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models import FIXTURES
+from models import FIXTURES, scaled_down
 from transformer_xl.cli.app import main
+from transformer_xl.cli.train import recipe_folder
+from transformer_xl.data.corpora import KNOWN
 from transformer_xl.data.corpus import tiny_shakespeare
 from transformer_xl.data.opening import CorpusOptions, open_corpus
 from transformer_xl.evaluation import evaluate
@@ -428,3 +430,18 @@ def test_evaluate_takes_a_run_for_its_best_checkpoint(finished, text, capsys):
     assert stop.value.code == 0
     report = json.loads(capsys.readouterr().out)
     assert report["loss_nats"] == pytest.approx(result["test"]["loss_nats"], abs=1e-6)
+
+
+@pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_runs_two_steps_scaled_down(path, tmp_path):
+    wanted = scaled_down(read_recipe(path))
+    rule = {"byte": "bytes", "character": "characters"}.get(KNOWN[wanted.data.corpus].unit, "words")
+    lines = tiny_shakespeare()[:12_000].lower()
+    (tmp_path / "text.txt").write_text(lines, encoding="utf-8")
+    mode = {"mode": rule, "line_end": "sentence" if wanted.data.corpus == "lm1b" else None, "corpus": "text"}
+    data = wanted.data.model_copy(update={"path": str(tmp_path / "text.txt"), **mode})
+    model = {key: value for key, value in wanted.model.items() if key != "vocab_size"}
+    result = train(wanted.model_copy(update={"data": data, "model": model}), tmp_path / "run")
+    assert result["steps"] == 2
+    assert math.isfinite(result["test"]["loss_nats"])
+    assert math.isfinite(result["valid"]["loss_nats"])

@@ -87,22 +87,29 @@ def _run_instructions(machine: PickleMachine) -> None:
     A number or text that the end of the data cuts off needs no check of its own: the position is then beyond the end,
     where the next instruction is missed.
     """
-    data, memo, integer = machine.data, machine.memo, int.from_bytes
+    data, memo, costs, integer = machine.data, machine.memo, _COSTS, int.from_bytes
     stack, position, bytes_left = machine.stack, machine.position, machine.bytes_left
     while True:
         machine.opcode_at = position
         opcode = data[position]
         position += 1
-        bytes_left -= _COSTS[opcode]
+        bytes_left -= costs[opcode]
         if bytes_left < 0:
             machine.spend(machine.bytes_left - bytes_left)
         if opcode == _TEXT:
             start = position + 4
             position = start + integer(data[position:start], "little")
             try:
-                stack.append(str(data[start:position], "utf-8"))
+                text = str(data[start:position], "utf-8")
             except UnicodeDecodeError:
-                stack.append(machine.decode(data[start:position]))
+                text = machine.decode(data[start:position])
+            stack.append(text)
+            end = position + 5
+            put = data[position:end]
+            if put[:1] == b"r":  # almost always
+                memo[integer(put[1:], "little")] = text
+                bytes_left -= costs[_PUT]
+                position = end
         elif opcode == _PUT:
             end = position + 4
             memo[integer(data[position:end], "little")] = stack[-1]
@@ -113,7 +120,7 @@ def _run_instructions(machine: PickleMachine) -> None:
             if entries is not None and found:
                 stack += found
                 position = entries.end()
-                bytes_left -= (_COSTS[_GET] + _COSTS[_FOUR_BYTES]) * len(found) // 2
+                bytes_left -= (costs[_GET] + costs[_FOUR_BYTES]) * len(found) // 2
                 continue
             end = position + 4
             place = integer(data[position:end], "little")
@@ -123,7 +130,8 @@ def _run_instructions(machine: PickleMachine) -> None:
             stack.append(memo[place])
         elif opcode == _FOUR_BYTES:
             end = position + 4
-            stack.append(integer(data[position:end], "little", signed=True))
+            number = integer(data[position:end], "little")
+            stack.append(number if number < 1 << 31 else number - (1 << 32))
             position = end
         elif opcode == _SHORT_TEXT:
             start = position + 1
