@@ -1,17 +1,22 @@
 """The attention formula: written as loops, equal to both implementations, gradients included."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from models import assert_equal
+from transformer_xl import blocked_attention as blocks
 from transformer_xl.attention import (
     DistanceTerms,
+    VisibleKeys,
     eager_attention,
     key_distances,
+    n_distances,
     relative_shift,
     sdpa_attention,
     sinusoid,
@@ -19,6 +24,10 @@ from transformer_xl.attention import (
 )
 
 CPU = torch.device("cpu")
+
+
+KINDS = ["Transformer-XL", "clamped", "Shaw", "absolute"]
+LENGTHS = [(3, 0, None), (1, 5, None), (4, 3, 3), (3, 7, 8), (5, 2, 1), (1, 6, 3), (7, 1, 9), (6, 6, 4)]
 
 
 def random_case(q_len: int, memory_len: int, *, kind: str, seed: int = 0):
@@ -33,7 +42,8 @@ def random_case(q_len: int, memory_len: int, *, kind: str, seed: int = 0):
     content_bias = leaf(n_heads, size) if kind != "absolute" else None
     distance = {
         "Transformer-XL": lambda: DistanceTerms(leaf(n_heads, k_len, size), leaf(n_heads, size)),
-        "Shaw": lambda: DistanceTerms(leaf(n_heads, k_len, size), None, leaf(n_heads, k_len)),
+        "clamped": lambda: DistanceTerms(leaf(n_heads, min(k_len, 3), size), leaf(n_heads, size)),
+        "Shaw": lambda: DistanceTerms(leaf(n_heads, min(k_len, 4), size), None, leaf(n_heads, min(k_len, 4))),
         "absolute": lambda: None,
     }[kind]()
     return q, k, v, content_bias, distance
@@ -55,26 +65,31 @@ def attention_by_loops(q, k, v, content_bias, distance, mask):
                     if distance is not None:
                         d = (k_len - q_len + i) - j
                         with_bias = query if distance.query_bias is None else query + distance.query_bias[n]
-                        score = score + with_bias @ distance.keys[n, k_len - 1 - d]
+                        row = max(distance.keys.shape[1] - 1 - d, 0)
+                        score = score + with_bias @ distance.keys[n, row]
                         if distance.score_bias is not None:
-                            score = score + distance.score_bias[n, k_len - 1 - d]
+                            score = score + distance.score_bias[n, row]
                     scores.append(score / math.sqrt(size))
                 rows.append(torch.stack(scores).softmax(0) @ v[b, n, seen])
     return torch.stack(rows).view(n_batch, n_heads, q_len, size)
 
 
-@pytest.mark.parametrize("kind", ["Transformer-XL", "Shaw", "absolute"])
-@pytest.mark.parametrize(("q_len", "memory_len", "span"), [(3, 0, None), (1, 5, None), (4, 3, 3), (3, 7, 8), (5, 2, 1)])
-@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention])
-def test_attention_and_its_gradients_equal_the_formula_written_as_loops(kind, q_len, memory_len, span, attend):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("q_len", "memory_len", "span"), LENGTHS)
+@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention, blocks.fused_attention])
+@pytest.mark.parametrize("has_hidden", [True, False])
+def test_attention_and_its_gradients_equal_the_formula_written_as_loops(
+    kind, q_len, memory_len, span, attend, has_hidden, monkeypatch
+):
+    monkeypatch.setattr(blocks, "block_length", lambda *_: 2)
     inputs = random_case(q_len, memory_len, kind=kind)
-    n_hidden = torch.tensor([0, min(2, memory_len)])
-    mask = visible_keys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU)
+    n_hidden = torch.tensor([0, min(2, memory_len)]) if has_hidden else None
+    visible = VisibleKeys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU)
     q, k, v, content_bias, distance = inputs
     leaves = [x for x in (q, k, v, content_bias, *(distance or ())) if x is not None]
 
-    expected = attention_by_loops(*inputs, mask)
-    actual, _ = attend(q, k, v, content_bias=content_bias, distance=distance, mask=mask)
+    expected = attention_by_loops(*inputs, visible.mask)
+    actual, _ = attend(q, k, v, content_bias=content_bias, distance=distance, visible=visible)
 
     assert_equal(actual, expected)
     weight = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
@@ -82,25 +97,56 @@ def test_attention_and_its_gradients_equal_the_formula_written_as_loops(kind, q_
     assert_equal(torch.autograd.grad((actual * weight).sum(), leaves), expected_gradients)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("q_len", "memory_len", "span"), LENGTHS)
+@pytest.mark.parametrize("length", [1, 2, 5, 100])
+@pytest.mark.parametrize("is_transposed", [True, False])
+@pytest.mark.parametrize("has_hidden", [True, False])
+@torch.no_grad()
+def test_blocks_of_any_length_and_layout_equal_the_literal_formula(
+    kind, q_len, memory_len, span, length, is_transposed, has_hidden, monkeypatch
+):
+    monkeypatch.setattr(blocks, "block_length", lambda *_: length)
+    q, k, v, content_bias, distance = random_case(q_len, memory_len, kind=kind)
+    n_hidden = torch.tensor([0, min(2, memory_len)]) if has_hidden else None
+    terms = {"content_bias": content_bias, "distance": distance}
+    terms["visible"] = VisibleKeys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU)
+    expected, _ = eager_attention(q, k, v, **terms)
+    if is_transposed:
+        k, v = (states.mT.contiguous().mT for states in (k, v))
+    assert_equal(blocks.blocked_attention(q, k, v, **terms), expected)
+    assert_close(blocks.blocked_attention(*in_single((q, k, v)), **in_single(terms)), expected.float())
+
+
+def in_single(value):
+    """The same in float32."""
+    if isinstance(value, dict):
+        return {name: in_single(item) for name, item in value.items()}
+    if isinstance(value, DistanceTerms):
+        return DistanceTerms(*map(in_single, value))
+    if isinstance(value, tuple):
+        return tuple(map(in_single, value))
+    return value.float() if isinstance(value, torch.Tensor) else value
+
+
 def test_eager_weights_are_probabilities_over_visible_keys():
     q, k, v, content_bias, distance = random_case(4, 3, kind="Transformer-XL")
-    mask = visible_keys(4, 3, span=3, device=CPU)
-    _, weights = eager_attention(q, k, v, content_bias=content_bias, distance=distance, mask=mask)
+    visible = VisibleKeys(4, 3, span=3, device=CPU)
+    _, weights = eager_attention(q, k, v, content_bias=content_bias, distance=distance, visible=visible)
     assert weights.shape == (2, 3, 4, 7)
     assert_equal(weights.sum(-1), torch.ones(2, 3, 4, dtype=torch.float64))
-    assert not weights[(~mask).expand_as(weights)].any()
+    assert not weights[(~visible.mask).expand_as(weights)].any()
 
 
-@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention])
+@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention, blocks.fused_attention])
 def test_attention_dropout_keeps_the_mean_and_drops_the_stated_share(attend):
     torch.manual_seed(0)
     size, k_len = 4, 400
     q, k = torch.zeros(1, 1, 1, size), torch.randn(1, 1, k_len, size)
     v = torch.ones(1, 1, k_len, size)
-    mask = visible_keys(1, k_len - 1, span=None, device=CPU)
-    draws = torch.stack(
-        [attend(q, k, v, content_bias=None, distance=None, mask=mask, dropout=0.25)[0].mean() for _ in range(300)]
-    )
+    visible = VisibleKeys(1, k_len - 1, span=None, device=CPU)
+    draw = partial(attend, q, k, v, content_bias=None, distance=None, visible=visible, dropout=0.25)
+    draws = torch.stack([draw()[0].mean() for _ in range(300)])
     # Equal weights: each draw is binomial(400, 3/4) / 300, so its deviation is sqrt(400 * 3/16) / 300 = 0.0289.
     assert abs(draws.mean() - 1) < 0.01
     assert abs(draws.std() - 0.0289) < 0.006
@@ -136,6 +182,7 @@ def test_distances_count_down_and_are_capped():
     assert key_distances(5, clamp_len=-1, device=CPU).tolist() == [4, 3, 2, 1, 0]
     assert key_distances(5, clamp_len=0, device=CPU).tolist() == [4, 3, 2, 1, 0]
     assert key_distances(5, clamp_len=2, device=CPU).tolist() == [2, 2, 2, 1, 0]
+    assert [n_distances(5, clamp_len=clamp_len) for clamp_len in (-1, 0, 2, 4, 9)] == [5, 5, 3, 5, 5]
 
 
 def test_sinusoid_is_sines_then_cosines():

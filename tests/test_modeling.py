@@ -520,11 +520,15 @@ def test_dropout_acts_on_the_position_signal_too():
 
 def test_shaw_repeats_the_farthest_kept_row_beyond_the_table_and_beyond_the_clamp():
     model = tiny_model(attn_type=1, tgt_len=2, mem_len=3, clamp_len=-1, n_layer=1)  # five rows
-    table = model.transformer._shared(0, 9).table
-    rows = model.transformer.r_emb[0]
-    assert_equal(table.keys.transpose(0, 1), rows[[0, 0, 0, 0, 0, 1, 2, 3, 4]])
+    q, rows = torch.randn(1, 3, 1, 4, dtype=torch.float64), model.transformer.r_emb[0]
+
+    def scores(kept: list[int]) -> torch.Tensor:
+        return torch.einsum("bnqh,knh->bnqk", q, rows[kept]) + model.transformer.r_bias[0, kept].T[:, None]
+
+    assert_equal(model.transformer._shared(0, 9).table.scores(q, 9), scores([0, 0, 0, 0, 0, 1, 2, 3, 4]))
+    assert_equal(model.transformer._shared(0, 2).table.scores(q, 2), scores([3, 4]))
     model.config.clamp_len = 3
-    assert_equal(model.transformer._shared(0, 9).table.keys.transpose(0, 1), rows[[2, 2, 2, 2, 2, 2, 2, 3, 4]])
+    assert_equal(model.transformer._shared(0, 9).table.scores(q, 9), scores([2, 2, 2, 2, 2, 2, 2, 3, 4]))
 
 
 def test_al_rfou_positions_end_with_the_segment_and_longer_ones_are_refused():

@@ -9,12 +9,12 @@ Every attention type of the package is one formula. For query i and key j at dis
     types 2 and 3                no distance terms and no u: positions are added to the hidden states
 
 `eager_attention` is that formula as it stands: each pair looks its distance up. `sdpa_attention` gives the same numbers
-through `torch.nn.functional.scaled_dot_product_attention` and `relative_shift`.
+through `torch.nn.functional.scaled_dot_product_attention` and `relative_shift`. What runs on a processor is in
+blocked_attention.py.
 
-Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, D model size.
+Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, D model size, R distances that differ.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,9 +26,9 @@ class DistanceTerms(NamedTuple):
     """What a layer adds to a score because of the distance between query and key.
 
     Attributes:
-        keys: one vector a distance, R, `[N, K, H]`, from distance K-1 down to 0.
+        keys: one vector a distance, `[N, R, H]`, from distance R-1 down to 0; farther keys count as R-1 away. R <= K.
         query_bias: the paper's v, `[N, H]`, added to a query before it meets `keys`; None for no bias.
-        score_bias: b, `[N, K]`, laid out like `keys`; None for no bias.
+        score_bias: b, `[N, R]`, laid out like `keys`; None for no bias.
     """
 
     keys: Tensor
@@ -36,22 +36,30 @@ class DistanceTerms(NamedTuple):
     score_bias: Tensor | None = None
 
     def last(self, k_len: int) -> "DistanceTerms":
-        """The terms of the `k_len` smallest distances (views)."""
+        """The terms for `k_len` keys: those of the `k_len` smallest distances (views)."""
         score_bias = None if self.score_bias is None else self.score_bias[:, -k_len:]
         return DistanceTerms(self.keys[:, -k_len:], self.query_bias, score_bias)
 
-    def scores(self, q: Tensor) -> Tensor:
+    def scores(self, q: Tensor, k_len: int) -> Tensor:
         """Unscaled scores of every query with every distance, `[B, N, Q, K]`; column c holds distance K-1-c."""
-        if self.query_bias is not None:
-            q = q + self.query_bias[:, None]
-        by_distance = q @ self.keys.mT
-        return by_distance if self.score_bias is None else by_distance + self.score_bias[:, None]
+        by_distance = _with_bias(q, self.query_bias) @ self.keys.mT
+        if self.score_bias is not None:
+            by_distance = by_distance + self.score_bias[:, None]
+        n_farther = k_len - self.keys.shape[1]
+        if n_farther == 0:
+            return by_distance
+        return torch.cat([by_distance[..., :1].expand(*by_distance.shape[:-1], n_farther), by_distance], dim=-1)
 
 
 def key_distances(k_len: int, *, clamp_len: int, device: torch.device) -> Tensor:
     """Distances K-1 down to 0, `[K]` int64, capped at `clamp_len` if that is positive."""
     distances = torch.arange(k_len - 1, -1, -1, device=device)
     return distances.clamp(max=clamp_len) if clamp_len > 0 else distances
+
+
+def n_distances(k_len: int, *, clamp_len: int) -> int:
+    """R, how many different distances `k_len` keys have."""
+    return min(k_len, clamp_len + 1) if clamp_len > 0 else k_len
 
 
 def sinusoid(positions: Tensor, d_model: int, *, dtype: torch.dtype) -> Tensor:
@@ -89,6 +97,44 @@ def visible_keys(
     return ((visible & holds_something) | (distance == 0))[:, None]
 
 
+class VisibleKeys:
+    """Which keys each query of a call may see; in words, so that not every path has to spell out a mask.
+
+    Attributes:
+        q_len: Q. memory_len: M.
+        span: number of keys a query sees at most, itself included; None for all up to itself.
+        n_hidden: for each row, how many of the first keys hold nothing, `[B]`; None for none.
+    """
+
+    def __init__(
+        self, q_len: int, memory_len: int, *, span: int | None, n_hidden: Tensor | None = None, device: torch.device
+    ) -> None:
+        self.q_len = q_len
+        self.memory_len = memory_len
+        self.span = span
+        self.n_hidden = n_hidden
+        self._device = device
+        self._mask: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, `[1, 1, Q, K]` or with `n_hidden` `[B, 1, Q, K]`; True where the query may look (see `visible_keys`)."""
+        if self._mask is None:
+            self._mask = visible_keys(
+                self.q_len, self.memory_len, span=self.span, n_hidden=self.n_hidden, device=self._device
+            )
+        return self._mask
+
+    def of_queries(self, start: int, end: int) -> tuple[slice, "VisibleKeys"]:
+        """The keys that queries `start` to `end` may see, and what of them each one sees."""
+        first = 0 if self.span is None else max(0, self.memory_len + start - self.span + 1)
+        n_hidden = None if self.n_hidden is None else (self.n_hidden - first).clamp(min=0)
+        visible = VisibleKeys(
+            end - start, self.memory_len + start - first, span=self.span, n_hidden=n_hidden, device=self._device
+        )
+        return slice(first, self.memory_len + end), visible
+
+
 def relative_shift(by_distance: Tensor) -> Tensor:
     """Turn scores by distance into scores by key (Dai et al. 2019, appendix B), as a view.
 
@@ -113,7 +159,7 @@ def eager_attention(
     *,
     content_bias: Tensor | None,
     distance: DistanceTerms | None,
-    mask: Tensor,
+    visible: VisibleKeys,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend by content and by distance, literally (Dai et al. 2019, section 3.3, terms a to d).
@@ -124,7 +170,7 @@ def eager_attention(
         v: values, laid out like `k`.
         content_bias: the paper's u, `[N, H]`, added to `q` before it meets `k`; None for none.
         distance: the distance terms; None for none.
-        mask: from `visible_keys`.
+        visible: which keys each query may see.
         dropout: probability of zeroing an attention weight.
 
     Returns:
@@ -135,10 +181,10 @@ def eager_attention(
     if distance is not None:
         queries = torch.arange(k_len - q_len, k_len, device=q.device)[:, None]
         column = (k_len - 1 - queries + torch.arange(k_len, device=q.device)).clamp(max=k_len - 1)
-        scores = scores + distance.scores(q).gather(-1, column.expand_as(scores))
+        scores = scores + distance.scores(q, k_len).gather(-1, column.expand_as(scores))
     # Softmax in float32 or better: half-precision scores would lose the small weights of a long memory.
     scores = (scores * q.shape[-1] ** -0.5).to(torch.promote_types(scores.dtype, torch.float32))
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype)
+    weights = scores.masked_fill(~visible.mask, float("-inf")).softmax(-1).to(v.dtype)
     weights = F.dropout(weights, dropout, training=dropout > 0)
     return (weights @ v).to(q.dtype), weights
 
@@ -150,22 +196,23 @@ def sdpa_attention(
     *,
     content_bias: Tensor | None,
     distance: DistanceTerms | None,
-    mask: Tensor,
+    visible: VisibleKeys,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """What `eager_attention` computes, by torch's fused attention; gives no attention weights."""
-    scale = q.shape[-1] ** -0.5
+    scale, k_len = q.shape[-1] ** -0.5, k.shape[-2]
     score_bias = None
     if distance is not None:
-        # The added key (all zeros) is the extra column that `relative_shift` asks for; one query needs no shift.
-        shifted = distance.scores(q) if q.shape[-2] == 1 else relative_shift(_pad_one(distance).scores(q))
+        # One more column (all zeros) is what `relative_shift` asks for; one query needs no shift.
+        by_distance = distance.scores(q, k_len)
+        shifted = by_distance if q.shape[-2] == 1 else relative_shift(F.pad(by_distance, (0, 1)))
         # torch adds the mask after scaling q @ k, so the distance term is scaled here.
-        score_bias = (shifted * scale).masked_fill(~mask, float("-inf")).to(q.dtype)
+        score_bias = (shifted * scale).masked_fill(~visible.mask, float("-inf")).to(q.dtype)
     attended = F.scaled_dot_product_attention(
         _with_bias(q, content_bias).to(q.dtype),
         k,
         v,
-        attn_mask=mask if score_bias is None else score_bias,
+        attn_mask=visible.mask if score_bias is None else score_bias,
         dropout_p=dropout,
         scale=scale,
     )
@@ -176,20 +223,12 @@ def _with_bias(q: Tensor, bias: Tensor | None) -> Tensor:
     return q if bias is None else q + bias[:, None]
 
 
-def _pad_one(distance: DistanceTerms) -> DistanceTerms:
-    score_bias = None if distance.score_bias is None else F.pad(distance.score_bias, (0, 1))
-    return DistanceTerms(F.pad(distance.keys, (0, 0, 0, 1)), distance.query_bias, score_bias)
-
-
-AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
-ATTENTION_FUNCTIONS: dict[str, AttentionFunction] = {"eager": eager_attention, "sdpa": sdpa_attention}
-"""Implementations by the name that `attn_implementation` gives them; all have the signature of `eager_attention`."""
-
 __all__ = [
-    "ATTENTION_FUNCTIONS",
     "DistanceTerms",
+    "VisibleKeys",
     "eager_attention",
     "key_distances",
+    "n_distances",
     "relative_shift",
     "sdpa_attention",
     "sinusoid",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import ATTENTION_FUNCTIONS, DistanceTerms
+from .attention import DistanceTerms, VisibleKeys
+from .blocked_attention import ATTENTION_FUNCTIONS
 from .configuration import TransfoXLConfig
 from .memory import MemoryLayer
 from .padding import RowAlignment
@@ -22,13 +23,13 @@ class Surroundings(NamedTuple):
     """What all layers of one call share.
 
     Attributes:
-        mask: which keys each query may see, `[B or 1, 1, Q, K]`.
-        signal: position signal of the K distances, `[K, D]`; None where no layer needs it.
+        visible: which keys each query may see.
+        signal: position signal of the distances that differ, `[R, D]`; None where no layer needs it.
         alignment: order of the rows of a padded batch; None without padding.
         implementation: name of the attention function.
     """
 
-    mask: Tensor
+    visible: VisibleKeys
     signal: Tensor | None
     alignment: RowAlignment | None
     implementation: str
@@ -91,7 +92,7 @@ class Attention(nn.Module):
             v,
             content_bias=self.r_w_bias if hasattr(self, "r_w_bias") else shared.content_bias,
             distance=self._distance_terms(around, shared, memory, k.shape[-2]),
-            mask=around.mask,
+            visible=around.visible,
             dropout=self.dropatt.p if self.training else 0.0,
         )
         output = self.drop(self.o_net(attended.transpose(1, 2).flatten(2)))
@@ -135,10 +136,11 @@ class Attention(nn.Module):
             assert memory.distance is not None
             return memory.distance.last(k_len)
         keys = self.r_net(around.signal).unflatten(-1, (self.n_head, self.d_head)).transpose(0, 1)
-        distance = DistanceTerms(keys, self.r_r_bias if hasattr(self, "r_r_bias") else shared.position_bias)
-        if memory is not None and not torch.is_grad_enabled():
-            memory.distance = distance
-        return distance
+        position_bias = self.r_r_bias if hasattr(self, "r_r_bias") else shared.position_bias
+        if memory is None or torch.is_grad_enabled():
+            return DistanceTerms(keys, position_bias)
+        memory.distance = DistanceTerms(keys.mT.contiguous().mT, position_bias)  # laid out as memory is
+        return memory.distance
 
 
 class FeedForward(nn.Module):

@@ -84,7 +84,8 @@ class MemoryLayer(CacheLayerMixin):
 
     They lie in a buffer with some free slots at the end. New positions are written there; when it is full, the last
     `mem_len` move to its front. With a quarter of `mem_len` free, a token costs about four slots moved, whatever the
-    memory's length.
+    memory's length. In memory the slots of a feature lie side by side (`[B, N, H, slots]`, of which `keys` and `values`
+    are views): so one query's products with them read at the full pace of the machine (docs/performance.md).
 
     Attributes:
         distance: distance terms of this layer, computed once for the longest call so far; None before.
@@ -109,7 +110,7 @@ class MemoryLayer(CacheLayerMixin):
         self._empty = (empty_key, empty_value)
         capacity = self.mem_len + max(self.mem_len // 4, 16)
         self.keys, self.values = (
-            empty[None, :, None].expand(batch_size, -1, capacity, -1).contiguous() for empty in self._empty
+            empty[None, :, :, None].expand(batch_size, -1, -1, capacity).contiguous().mT for empty in self._empty
         )
         self._start, self._end = 0, length
         self.is_initialized = True
@@ -192,7 +193,7 @@ class MemoryLayer(CacheLayerMixin):
 
     def map_rows(self, take: Callable[[Tensor], Tensor]) -> None:
         """Replace the buffers by `take` of them, which selects or repeats rows (dim 0)."""
-        self.keys, self.values = take(self.keys), take(self.values)
+        self.keys, self.values = take(self.keys.mT).mT, take(self.values.mT).mT
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Move and convert everything that is held."""

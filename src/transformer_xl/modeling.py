@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin
 
 from .adaptive import AdaptiveEmbedding, AdaptiveLogSoftmax
-from .attention import ATTENTION_FUNCTIONS, DistanceTerms, key_distances, sinusoid, visible_keys
+from .attention import DistanceTerms, VisibleKeys, key_distances, n_distances, sinusoid
+from .blocked_attention import ATTENTION_FUNCTIONS
 from .configuration import TransfoXLConfig
 from .layers import Shared, Surroundings, TransfoXLLayer
 from .memory import TransfoXLCache, check_mems, empty_mems
@@ -136,7 +137,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             hidden = alignment.align(hidden)
         k_len = memory_len + q_len
         around = Surroundings(
-            visible_keys(q_len, memory_len, span=self.config.span, n_hidden=n_hidden, device=hidden.device),
+            VisibleKeys(q_len, memory_len, span=self.config.span, n_hidden=n_hidden, device=hidden.device),
             self._signal(k_len, cache, hidden),
             alignment,
             self._implementation(output_attentions),
@@ -319,10 +320,16 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             return None
         if cache is not None and not torch.is_grad_enabled():
             held = cache.layers[0].distance
+            needed = n_distances(k_len, clamp_len=self.config.clamp_len)
             # A table for a much longer call is dropped, so that one long prompt does not hold its memory for ever.
-            if held is not None and k_len <= held.keys.shape[1] <= 2 * k_len + self.config.mem_len:
+            if held is not None and needed <= held.keys.shape[1] <= 2 * needed + self.config.mem_len:
                 return None
         distances = key_distances(k_len, clamp_len=self.config.clamp_len, device=hidden.device)
+        is_dropped = self.training and self.config.dropout > 0
+        if (
+            self.config.attn_type == 0 and not is_dropped
+        ):  # each distance once; but dropout treats equal ones differently
+            distances = distances[k_len - n_distances(k_len, clamp_len=self.config.clamp_len) :]
         signal = sinusoid(distances, self.config.d_model, dtype=self.dtype)
         return self.drop(signal) if self.config.attn_type == 0 else signal
 
@@ -352,7 +359,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         # Shaw et al. 2018: distance d reads the d-th row from the end; the farthest kept row serves all beyond it.
         n_rows = self.r_emb.shape[1]  # the table keeps its length when `reset_memory_length` changes mem_len
         n_kept = min(n_rows, self.config.clamp_len) if self.config.clamp_len > 0 else n_rows
-        rows = n_rows - 1 - key_distances(k_len, clamp_len=-1, device=self.r_emb.device).clamp(max=n_kept - 1)
+        rows = slice(n_rows - min(n_kept, k_len), None)
         table = DistanceTerms(self.r_emb[i, rows].transpose(0, 1), None, self.r_bias[i, rows].T)
         return Shared(self.r_w_bias[i], None, table)
 

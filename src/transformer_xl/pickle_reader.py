@@ -61,8 +61,8 @@ def run(machine: PickleMachine, position: int) -> Any:
     gc.disable()  # it would search millions of new objects for garbage again and again, and find none
     try:
         _run_instructions(machine)
-    except IndexError:
-        is_cut = machine.opcode_at >= len(machine.data) - 1
+    except (IndexError, struct.error) as error:
+        is_cut = isinstance(error, struct.error) or machine.opcode_at >= len(machine.data) - 1
         problem = "ends too early" if is_cut else "takes more from the stack than is there"
         raise machine.damaged(f"the pickle {problem}") from None
     finally:
@@ -79,6 +79,7 @@ def run(machine: PickleMachine, position: int) -> Any:
 
 _STOP, _SHORT_TEXT, _TEXT, _MEMOIZE, _PUT, _GET = b".\x8cX\x94rj"
 _ONE_BYTE, _TWO_BYTES, _FOUR_BYTES = b"KMJ"
+_short_at, _signed_at, _unsigned_at = (struct.Struct(layout).unpack_from for layout in ("<H", "<i", "<I"))
 
 
 def _run_instructions(machine: PickleMachine) -> None:
@@ -87,7 +88,7 @@ def _run_instructions(machine: PickleMachine) -> None:
     A number or text that the end of the data cuts off needs no check of its own: the position is then beyond the end,
     where the next instruction is missed.
     """
-    data, memo, costs, integer = machine.data, machine.memo, _COSTS, int.from_bytes
+    data, size, memo, costs = machine.data, len(machine.data), machine.memo, _COSTS
     stack, position, bytes_left = machine.stack, machine.position, machine.bytes_left
     while True:
         machine.opcode_at = position
@@ -97,23 +98,19 @@ def _run_instructions(machine: PickleMachine) -> None:
         if bytes_left < 0:
             machine.spend(machine.bytes_left - bytes_left)
         if opcode == _TEXT:
+            (length,) = _unsigned_at(data, position)
             start = position + 4
-            position = start + integer(data[position:start], "little")
+            position = start + length
             try:
-                text = str(data[start:position], "utf-8")
+                text = data[start:position].decode()
             except UnicodeDecodeError:
                 text = machine.decode(data[start:position])
             stack.append(text)
-            end = position + 5
-            put = data[position:end]
-            if put[:1] == b"r":  # almost always
-                memo[integer(put[1:], "little")] = text
+            if position < size and data[position] == _PUT:  # almost always
+                (place,) = _unsigned_at(data, position + 1)
+                memo[place] = text
                 bytes_left -= costs[_PUT]
-                position = end
-        elif opcode == _PUT:
-            end = position + 4
-            memo[integer(data[position:end], "little")] = stack[-1]
-            position = end
+                position += 5
         elif opcode == _GET:
             entries = _ENTRIES.match(data, position - 1)
             found = [] if entries is None else _known_words_and_numbers(entries[0], memo)
@@ -122,30 +119,30 @@ def _run_instructions(machine: PickleMachine) -> None:
                 position = entries.end()
                 bytes_left -= (costs[_GET] + costs[_FOUR_BYTES]) * len(found) // 2
                 continue
-            end = position + 4
-            place = integer(data[position:end], "little")
-            position = end
+            (place,) = _unsigned_at(data, position)
+            position += 4
             if place not in memo:
                 raise machine.damaged(f"asks for memo place {place}, which was never filled")
             stack.append(memo[place])
         elif opcode == _FOUR_BYTES:
-            end = position + 4
-            number = integer(data[position:end], "little")
-            stack.append(number if number < 1 << 31 else number - (1 << 32))
-            position = end
+            stack += _signed_at(data, position)
+            position += 4
+        elif opcode == _TWO_BYTES:
+            stack += _short_at(data, position)
+            position += 2
+        elif opcode == _PUT:
+            (place,) = _unsigned_at(data, position)
+            memo[place] = stack[-1]
+            position += 4
         elif opcode == _SHORT_TEXT:
             start = position + 1
             position = start + data[position]
             try:
-                stack.append(str(data[start:position], "utf-8"))
+                stack.append(data[start:position].decode())
             except UnicodeDecodeError:
                 stack.append(machine.decode(data[start:position]))
         elif opcode == _MEMOIZE:
             memo[len(memo)] = stack[-1]
-        elif opcode == _TWO_BYTES:
-            end = position + 2
-            stack.append(integer(data[position:end], "little"))
-            position = end
         elif opcode == _ONE_BYTE:
             stack.append(data[position])
             position += 1

@@ -1,5 +1,8 @@
 """`transformer-xl train`: an experiment from a recipe."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -42,29 +45,52 @@ def train(
     if list_recipes:
         _print_recipes()
         return
-    if recipe is None and not (resume and output_dir is not None):
-        raise UserError(
-            "RECIPE is missing: give a file or a name of --list; or resume a run: --output-dir RUN --resume."
-        )
-    path = output_dir / "recipe.toml" if recipe is None and output_dir is not None else _find(str(recipe))
+    with _told_once():
+        if recipe is None and not (resume and output_dir is not None):
+            raise UserError(
+                "RECIPE is missing: give a file or a name of --list; or resume a run: --output-dir RUN --resume."
+            )
+        path = output_dir / "recipe.toml" if recipe is None and output_dir is not None else _find(str(recipe))
+        _train(path, changes or [], output_dir if output_dir is not None else Path("runs", path.stem), resume)
 
+
+def _train(path: Path, changes: list[str], folder: Path, resume: bool) -> None:
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
+    from transformer_xl.training.processes import leave_processes
     from transformer_xl.training.recipe import read_recipe
     from transformer_xl.training.run import Interrupted, run_training
 
-    wanted = read_recipe(path, changes or ())
-    folder = output_dir if output_dir is not None else Path("runs", path.stem)
     disable_progress_bar()  # the one of our own says more
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
     try:
-        run_training(wanted, folder, resume=resume, console=console)
+        run_training(read_recipe(path, changes), folder, resume=resume, console=console)
     except Interrupted:
         console.print(f"Stopped with a checkpoint; go on with: transformer-xl train -o {folder} --resume", markup=False)
+        leave_processes()
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    except RuntimeError as error:
-        if not _is_lost_process(error):
+    leave_processes()
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """One process tells an error that several have; all end with a status that says so."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError, UserError):
+        from torch.distributed import is_initialized
+
+        # From then on, the processes agree on who tells it; before, the first on each machine does.
+        if is_initialized() or os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        raise typer.Exit(EXIT_USER_ERROR) from None
+    except Exception as error:
+        from transformer_xl.training.processes import Elsewhere, is_lost_process
+
+        if isinstance(error, Elsewhere):
+            raise typer.Exit(EXIT_USER_ERROR) from None
+        if not is_lost_process(error):
             raise
         message = f"Another process of this run was lost ({str(error).splitlines()[0]})"
         typer.echo(f"transformer-xl: error: {message}: start all again with --resume.", err=True)
@@ -101,14 +127,6 @@ def _print_recipes() -> None:
     for path in sorted(recipe_folder().glob("*.toml")):
         title = tomllib.loads(path.read_text(encoding="utf-8"))["title"]
         typer.echo(f"{path.stem:<18} {title}")
-
-
-def _is_lost_process(error: RuntimeError) -> bool:
-    """Whether torch's process group failed, as when a process of it has ended."""
-    from torch.distributed import DistError
-
-    text = str(error)
-    return isinstance(error, DistError) or any(word in text for word in ("gloo", "Connection closed by peer", "NCCL"))
 
 
 __all__ = ["train"]

@@ -9,7 +9,7 @@ before it, M memory, D model size.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class Step(NamedTuple):
     Attributes:
         number: steps made, this one included.
         progress: share of the training that is done, 0 to 1; 1 at the last step.
-        loss: mean loss of a target in nats on this process, a scalar tensor without history.
+        loss: its mean over the processes is the mean loss of a target in nats, a scalar tensor without history.
         n_tokens: tokens that were read, on all processes.
         lr: learning rate of the step.
         gradient_norm: before clipping, a scalar tensor; None if nothing is clipped.
@@ -177,6 +177,11 @@ class Training:
         return self._earlier_minutes + (time.monotonic() - self._started) / 60
 
     @property
+    def uses_average(self) -> bool:
+        """Whether the mean weights are what is evaluated and saved as the model."""
+        return self.average is not None and self.average.n_averaged > 0
+
+    @property
     def progress(self) -> float:
         """Share of the training that is done, 0 to 1."""
         done = self.number / self.recipe.train.max_steps
@@ -205,16 +210,16 @@ class Training:
         return Step(self.number, self.progress, loss, n_tokens, lr, norm)
 
     def _backward(self, segment: Segment) -> Tensor:
-        """Add the segment's gradients up; gives this process's mean loss."""
+        """Add the segment's gradients up; gives this process's part of the loss."""
         n_parts, device = len(self._parts), self.accelerator.device
         count = (segment.targets != IGNORED).sum().to(device)
         world = self.accelerator.num_processes
         # The mean is over the targets of all processes, which may have different numbers of them.
-        n_targets = self.accelerator.reduce(count, "sum") / world if world > 1 else count.float()
-        n_targets = n_targets.clamp(min=1)
+        n_targets = (self.accelerator.reduce(count, "sum") if world > 1 else count).clamp(min=1) / world
         total = torch.zeros((), device=device)
         resets = [None] * n_parts if segment.reset is None else segment.reset.chunk(n_parts)
-        rows = zip(self._parts, segment.inputs.chunk(n_parts), segment.targets.chunk(n_parts), resets, strict=True)
+        texts = (text.to(device).chunk(n_parts) for text in (segment.inputs, segment.targets))
+        rows = zip(self._parts, *texts, resets, strict=True)
         next_context_len = min(self.model.config.ext_len, segment.inputs.shape[1])
         for i, (part, inputs, targets, reset) in enumerate(rows):
             part.begin(reset, has_empty_start=self.model.config.initial_memory == "empty")
@@ -225,7 +230,7 @@ class Training:
                 self.accelerator.backward(objective)
             part.end(mems, inputs.shape[1] - next_context_len)
             total += loss
-        return total / count.clamp(min=1)
+        return total / n_targets
 
     @contextmanager
     def _synchronised(self, *, is_last: bool) -> Iterator[None]:
@@ -270,16 +275,19 @@ class Training:
     # What is put away.
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that changes and is a tensor, by group and name, whole and on the CPU; all processes must call."""
-        groups = {"weights": {name: _whole(p) for name, p in self.model.named_parameters()}}
-        groups["optimizer"] = {
-            f"{i}/{name}/{key}": _whole(value)
+        """Everything that changes and is a tensor, by group and name, on the CPU; all processes must call.
+
+        It is whole on the first process; the others lack what would be a copy of the first one's.
+        """
+        groups = {"weights": self._whole(self.model.named_parameters())}
+        groups["optimizer"] = self._whole(
+            (f"{i}/{name}/{key}", value)
             for i, name, state in self._optimizer_states()
             for key, value in state.items()
             if isinstance(value, Tensor)
-        }
+        )
         if self.average is not None:
-            groups["average"] = {name: _whole(mean) for name, mean in self.average.means.items()}
+            groups["average"] = self._whole(self.average.means.items())
         groups["memories"] = self._gathered_memories()
         groups["random"] = self._gathered_random()
         return groups
@@ -351,6 +359,16 @@ class Training:
                 value, parameter, is_fused=optimizer.defaults.get("fused", False)
             )
 
+    def _whole(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies on the CPU, put together from all processes; empty on all but the first."""
+        copies = {}
+        for name, tensor in named:
+            whole = tensor.detach()
+            whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+            if self.accelerator.is_main_process:
+                copies[name] = whole.cpu().clone()
+        return copies
+
     def _gathered_memories(self) -> dict[str, Tensor]:
         """The memories of all rows, `[M, B, D]`, and how much of it is theirs."""
         if self._parts[0].mems is None:
@@ -413,13 +431,6 @@ def gathered(model: nn.Module) -> Iterator[None]:
     for part in parts:
         part.set_reshard_after_forward(True, recurse=False)
         part.reshard()
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, put together from all processes."""
-    whole = tensor.detach()
-    whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
-    return whole.cpu().clone()
 
 
 def _like(whole: Tensor, example: Tensor) -> Tensor:

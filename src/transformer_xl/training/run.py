@@ -19,7 +19,7 @@ import platform
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from rich.console import Console
 from torch import Tensor
 
@@ -42,7 +43,6 @@ from transformer_xl.plots import plot_training
 from .checkpoints import (
     BEST,
     MODEL,
-    best_checkpoint,
     checkpoint_folder,
     checkpoints,
     prune,
@@ -53,6 +53,7 @@ from .checkpoints import (
 from .interrupt import stop_on_interrupt
 from .loop import ACCELERATE_PRECISION, Step, Training
 from .metrics import MetricsLog, loss_in_unit, unit_title
+from .processes import agreed, check_same, join_processes
 from .progress import TrainingProgress, training_progress
 from .recipe import OWN_FIELDS, Recipe, write_recipe
 
@@ -80,15 +81,17 @@ def run_training(recipe: Recipe, output_dir: Path, *, resume: bool, console: Con
         ValueError: the recipe does not fit the corpus, the folder, or the machine; the loss is no number any more; a
             checkpoint is damaged.
         Interrupted: the user ended it.
+        Elsewhere: another process has one of these errors.
         OSError: something cannot be read or written.
     """
     accelerator = make_accelerator(recipe)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
-    folder = _check_folder(output_dir, resume=resume)
-    with accelerator.main_process_first():  # one prepares raw text, the others find it prepared
-        corpus = _open(recipe, console)
-    training = make_training(recipe, corpus, accelerator)
+    with agreed():
+        folder = _check_folder(output_dir, resume=resume)
+    corpus = _open_first(recipe, accelerator, console)
+    with agreed():
+        training = make_training(recipe, corpus, accelerator)
     with stop_on_interrupt() as stop:
         run = _Run(recipe, folder, corpus, training, console)
         run.begin(resume=resume)
@@ -106,13 +109,14 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     precision = recipe.train.precision
     if precision == "float16" and not torch.cuda.is_available():
         raise ValueError("train.precision='float16' must have a GPU: use bfloat16 or float32 on a CPU.")
-    accelerator = Accelerator(mixed_precision=ACCELERATE_PRECISION[precision])
+    accelerator = join_processes(ACCELERATE_PRECISION[precision])
     n_rows = accelerator.num_processes * recipe.train.accumulation
-    if recipe.train.batch_size % n_rows:
-        raise ValueError(
-            f"train.batch_size={recipe.train.batch_size} must be a multiple of {n_rows}, "
-            f"{accelerator.num_processes} processes times train.accumulation={recipe.train.accumulation}."
-        )
+    with agreed():
+        if recipe.train.batch_size % n_rows:
+            raise ValueError(
+                f"train.batch_size={recipe.train.batch_size} must be a multiple of {n_rows}, "
+                f"{accelerator.num_processes} processes times train.accumulation={recipe.train.accumulation}."
+            )
     return accelerator
 
 
@@ -148,6 +152,20 @@ def make_stream(recipe: Recipe, config: TransfoXLConfig, corpus: PreparedCorpus,
         if getattr(recipe.data, name):
             raise ValueError(f"data.{name}=True must go with a running text, but {corpus.name} has sentences.")
     return SentenceStream(tokens, sentences, packed=recipe.data.packed, **common)
+
+
+def _open_first(recipe: Recipe, accelerator: Accelerator, console: Console) -> PreparedCorpus:
+    """The corpus; the first process prepares raw text if it must be, then the others find it prepared."""
+    corpus = None
+    for is_turn in (accelerator.is_main_process, not accelerator.is_main_process):
+        with agreed():
+            corpus = _open(recipe, console) if is_turn else corpus
+    assert corpus is not None
+    check_same(
+        recipe=recipe.model_dump(exclude={"data": {"path"}}),
+        corpus=[corpus.meta["splits"], corpus.meta["vocabulary"]],
+    )
+    return corpus
 
 
 def _open(recipe: Recipe, console: Console) -> PreparedCorpus:
@@ -200,19 +218,20 @@ class _Run:
 
     def begin(self, *, resume: bool) -> None:
         """Make the folder, or take up what is in it."""
-        self.training.accelerator.wait_for_everyone()  # no process writes before all have looked at the folder
-        self.folder.mkdir(parents=True, exist_ok=True)
         found = checkpoints(self.folder) if resume else []
-        if found:
-            self._resume(found[-1])
-        if self.is_main:
-            (self.folder / BEST).unlink(missing_ok=True)  # it may be later than the checkpoint
-            if self._best is not None:
-                write_best(self.folder, self.folder / "checkpoints" / self._best[0], self._best[1])
-            prune(self.folder, keep=self.recipe.checkpoints.keep)
-            write_recipe(self.folder / RECIPE, self.recipe, self.training.model.config)
-            self._start_tensorboard()
-        self.log = MetricsLog(self.folder / METRICS, last_step=self.training.number, is_silent=not self.is_main)
+        check_same(checkpoint=[path.name for path in found[-1:]])
+        with agreed():
+            if found:
+                self._resume(found[-1])
+            if self.is_main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / BEST).unlink(missing_ok=True)  # it may be later than the checkpoint
+                if self._best is not None:
+                    write_best(self.folder, self.folder / "checkpoints" / self._best[0], self._best[1])
+                prune(self.folder, keep=self.recipe.checkpoints.keep)
+                write_recipe(self.folder / RECIPE, self.recipe, self.training.model.config)
+                self._start_tensorboard()
+            self.log = MetricsLog(self.folder / METRICS, last_step=self.training.number, is_silent=not self.is_main)
         self._introduce(found[-1] if found else None)
 
     def _resume(self, checkpoint: Path) -> None:
@@ -290,13 +309,14 @@ class _Run:
             ValueError: it is no number.
         """
         mean = float(self._mean_of_processes().mean())
-        if not math.isfinite(mean):
-            kept = checkpoints(self.folder)
-            last = f"go on from {kept[-1].name} with --resume and" if kept else "start again with"
-            raise ValueError(
-                f"The loss is {mean} at step {number}, and nothing was saved since it was a number: {last} a lower "
-                f"optimizer.lr (it was {self.recipe.optimizer.lr}), or a longer schedule.warmup_steps."
-            )
+        with agreed():
+            if not math.isfinite(mean):
+                kept = checkpoints(self.folder)
+                last = f"go on from {kept[-1].name} with --resume and" if kept else "start again with"
+                raise ValueError(
+                    f"The loss is {mean} at step {number}, and nothing was saved since it was a number: {last} a lower "
+                    f"optimizer.lr (it was {self.recipe.optimizer.lr}), or a longer schedule.warmup_steps."
+                )
         return mean
 
     def _mean_of_processes(self) -> Tensor:
@@ -359,7 +379,7 @@ class _Run:
         shares = batch_size % accelerator.num_processes == 0
         names = ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length", "temperature")
         with accelerator.autocast():
-            return evaluate(
+            result = evaluate(
                 model,
                 tokens,
                 batch_size=batch_size,
@@ -367,6 +387,9 @@ class _Run:
                 accelerator=accelerator if shares else None,  # else each process reads all of it
                 **{name: settings[name] for name in names},
             )
+        # What follows from it must follow on all processes, though their last digits may differ.
+        loss = torch.tensor(result.loss_nats, dtype=torch.float64, device=accelerator.device)
+        return replace(result, loss_nats=float(broadcast(loss)))
 
     def _save(self) -> None:
         """Write a checkpoint of this step, if there is none yet."""
@@ -375,12 +398,6 @@ class _Run:
         if self._pending:
             self._mean_loss(self.training.number)
         tensors = self.training.tensors()
-        damaged = next((name for name, weight in tensors["weights"].items() if not bool(weight.isfinite().all())), None)
-        if damaged is not None:
-            raise ValueError(
-                f"{damaged} is no number any more after step {self.training.number}: lower optimizer.lr="
-                f"{self.recipe.optimizer.lr}; the checkpoints before are whole."
-            )
         pending = self._mean_of_processes().tolist() if self._pending else []
         state = {
             "training": self.training.state(),
@@ -391,20 +408,28 @@ class _Run:
             "best": self._best,
             "versions": {name: version(name) for name in ("transformer-xl", "torch", "transformers")},
         }
-        with self.training.weights_for_use() as model:
+        with agreed():
             if self.is_main:
-                folder = checkpoint_folder(self.folder, self.training.number)
-                write_checkpoint(
-                    folder, tensors=tensors, state=state, write_model=lambda path: self._model(path, model)
-                )
-                if self._best is not None and self._best[0] == folder.name:
-                    write_best(self.folder, folder, self._best[1])
-                prune(self.folder, keep=self.recipe.checkpoints.keep)
+                self._write_checkpoint(tensors, state)
         self._saved_step = self.training.number
-        self.training.accelerator.wait_for_everyone()
 
-    def _model(self, folder: Path, model: TransfoXLLMHeadModel) -> None:
-        model.save_pretrained(folder / MODEL)
+    def _write_checkpoint(self, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        damaged = next((name for name, weight in tensors["weights"].items() if not bool(weight.isfinite().all())), None)
+        if damaged is not None:
+            raise ValueError(
+                f"{damaged} is no number any more after step {self.training.number}: lower optimizer.lr="
+                f"{self.recipe.optimizer.lr}; the checkpoints before are whole."
+            )
+        folder = checkpoint_folder(self.folder, self.training.number)
+        weights = tensors["average" if self.training.uses_average else "weights"]
+        write_checkpoint(folder, tensors=tensors, state=state, write_model=lambda path: self._model(path, weights))
+        if self._best is not None and self._best[0] == folder.name:
+            write_best(self.folder, folder, self._best[1])
+        prune(self.folder, keep=self.recipe.checkpoints.keep)
+
+    def _model(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        model = self.training.model
+        model.save_pretrained(folder / MODEL, state_dict=dict(weights))
         self.corpus.tokenizer.save_pretrained(folder / MODEL)
         write_recipe(folder / RECIPE, self.recipe, model.config)
 
@@ -412,18 +437,22 @@ class _Run:
         """Test the best checkpoint, draw, and write the result."""
         accelerator = self.training.accelerator
         test = None
-        best = best_checkpoint(self.folder)
-        chosen = best[0] if best is not None else checkpoints(self.folder)[-1]
+        valid_loss = None if self._best is None else self._best[1]
+        chosen = checkpoint_folder(self.folder, self._saved_step)
+        if self._best is not None:
+            chosen = chosen.with_name(self._best[0])
         if "test" in self.corpus.splits:
-            model = TransfoXLLMHeadModel.from_pretrained(chosen / MODEL).to(accelerator.device).eval()
+            with agreed():
+                model = TransfoXLLMHeadModel.from_pretrained(chosen / MODEL).to(accelerator.device).eval()
             wanted = self.recipe.test.model_dump(exclude_none=True)
             test = self._evaluated(model, "test", {**self.recipe.evaluation.model_dump(), **wanted})
             self._write("test", **loss_in_unit(test.loss_nats, self.corpus.unit))
-        result = self._result(chosen, best, test)
-        if self.is_main:
-            with written_whole(self.folder / RESULT) as partial:
-                partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            self._draw()
+        result = self._result(chosen, valid_loss, test)
+        with agreed():
+            if self.is_main:
+                with written_whole(self.folder / RESULT) as partial:
+                    partial.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+                self._draw()
         for name in ("valid", "test"):
             if result[name] is not None:
                 numbers = ", ".join(f"{key.replace('_', ' ')} {value:.5g}" for key, value in result[name].items())
@@ -434,14 +463,14 @@ class _Run:
         )
         return result
 
-    def _result(self, chosen: Path, best: tuple[Path, float] | None, test: Evaluation | None) -> dict[str, Any]:
+    def _result(self, chosen: Path, valid_loss: float | None, test: Evaluation | None) -> dict[str, Any]:
         unit, accelerator = self.corpus.unit, self.training.accelerator
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
         is_gpu = accelerator.device.type == "cuda"
         return {
             "title": self.recipe.title,
             "checkpoint": chosen.name,
-            "valid": None if best is None else loss_in_unit(best[1], unit),
+            "valid": None if valid_loss is None else loss_in_unit(valid_loss, unit),
             "test": None if test is None else loss_in_unit(test.loss_nats, unit),
             "test_tokens": None if test is None else test.n_tokens,
             "parameters": sum(parameter.numel() for parameter in self.training.model.parameters()),

@@ -1,0 +1,133 @@
+"""Several processes that train together: how they find each other, agree, and come to an end.
+
+An error that only one process has would leave the others waiting for it, and one that all have would be told by each.
+So what may fail is done in `agreed` blocks: there an error on one process is the end of all, and is told once.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, gather
+from torch.distributed import DistError, destroy_process_group, is_initialized
+
+PATIENCE = timedelta(minutes=30)  # one process prepares a corpus or writes a checkpoint, and the others wait for it
+PLAIN = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU"}  # accelerate's other kinds wrap models in their own ways
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
+
+
+class Elsewhere(Exception):  # noqa: N818 - another process has the error
+    """The run ends because of an error that another process tells."""
+
+
+def join_processes(precision: str) -> Accelerator:
+    """The processes that a launcher started (torchrun, accelerate launch), or this one alone; and their devices.
+
+    Without GPUs they work on the CPU, and speak by gloo.
+
+    Args:
+        precision: of matrix products, as accelerate calls it.
+
+    Raises:
+        ValueError: the launcher wants accelerate to shard the model.
+    """
+    n_started = int(os.environ.get("WORLD_SIZE", "1"))
+    cpu = n_started > 1 and not _has_devices_that_speak()  # accelerate must be told, else each process trains alone
+    options: dict[str, Any] = {"cpu": cpu, "kwargs_handlers": [InitProcessGroupKwargs(timeout=PATIENCE)]}
+    try:
+        accelerator = Accelerator(mixed_precision=precision, **options)
+    except ValueError:
+        AcceleratorState._reset_state()  # an earlier training of this process had another precision
+        accelerator = Accelerator(mixed_precision=precision, **options)
+    kind = str(accelerator.distributed_type.value)
+    if kind not in PLAIN or accelerator.num_processes != n_started:
+        raise ValueError(
+            f"The launcher started {n_started} processes of accelerate's kind {kind} (of which this one sees "
+            f"{accelerator.num_processes}), but the kind must be MULTI_GPU or MULTI_CPU: start them with torchrun, and "
+            "shard the model with train.parallel='fsdp'."
+        )
+    return accelerator
+
+
+def _has_devices_that_speak() -> bool:
+    device = torch.accelerator.current_accelerator()
+    return torch.accelerator.is_available() and device is not None and device.type != "mps"
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """All processes leave the block well, or none does. They must not wait for each other in it.
+
+    Raises:
+        OSError, TypeError, ValueError: this process had it in the block, and none before it did.
+        Elsewhere: another one had.
+    """
+    state, error = PartialState(), None
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as caught:
+        if state.num_processes == 1:
+            raise
+        error = caught
+    if state.num_processes == 1:
+        return
+    failed = [rank for rank, has_error in enumerate(_gathered(int(error is not None))) if has_error]
+    if error is not None and failed[0] == state.process_index:
+        raise error
+    if failed:
+        raise Elsewhere from error
+
+
+def check_same(**facts: Any) -> None:
+    """Refuse to go on where processes disagree about something that must be the same on all.
+
+    Args:
+        facts: what can be written as JSON, by what a user knows it as.
+
+    Raises:
+        ValueError: the processes have different values.
+    """
+    for name, value in facts.items():
+        digest = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).digest()
+        seen = _gathered(int.from_bytes(digest[:7], "big"))
+        with agreed():
+            if len(set(seen)) > 1:
+                other = next(rank for rank, one in enumerate(seen) if one != seen[0])
+                raise ValueError(
+                    f"{name} is not the same for process {other} as for process 0: all machines must have the same "
+                    "recipe and text, and --output-dir must be on a disk that they share."
+                )
+
+
+def _gathered(value: int) -> list[int]:
+    """A number of each process."""
+    values: list[int] = gather(torch.tensor([value], device=PartialState().device)).tolist()
+    return values
+
+
+def leave_processes() -> None:
+    """Close what `join_processes` opened, where all processes come to their end."""
+    if is_initialized():
+        destroy_process_group()
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error means that another process has ended, or cannot be reached any more."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in LOST))
+
+
+__all__ = [
+    "Elsewhere",
+    "agreed",
+    "check_same",
+    "is_lost_process",
+    "join_processes",
+    "leave_processes",
+]
