@@ -264,7 +264,9 @@ def facts(n_threads: int) -> dict[str, Any]:
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
     changes = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=False)  # noqa: S603
-    peer_versions = "import torch, transformers, sys; print(sys.version.split()[0], torch.__version__, transformers.__version__)"
+    peer_versions = (
+        "import torch, transformers, sys; print(sys.version.split()[0], torch.__version__, transformers.__version__)"
+    )
     peer = subprocess.run([str(PEER_PYTHON), "-c", peer_versions], capture_output=True, text=True, check=True)  # noqa: S603
     names = ("python", "torch", "transformers")
     return {
@@ -331,7 +333,10 @@ def scaling_rows(entries: list[dict[str, Any]]) -> list[str]:
     """The scaling table as Markdown."""
     if not entries:
         return []
-    head = ["| what grows | value | ms/token | times the first | operations, times the first |", "| --- | --- | --- | --- | --- |"]
+    head = [
+        "| what grows | value | ms/token | times the first | operations, times the first |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     rows = [
         f"| {entry['what']} | {entry['value']:,} | {entry['ms_per_token']:.4g} | {entry['growth']:.2f} | {entry['growth_of_cost']:.2f} |"
         for entry in entries
@@ -379,9 +384,7 @@ def main() -> None:
                 continue
             rounds = 1 if arguments.quick else arguments.rounds or workload.rounds
             started = time.perf_counter()
-            entry = compare(
-                workload, inputs, rounds=rounds, n_threads=arguments.threads, machine=results["machine"]
-            )
+            entry = compare(workload, inputs, rounds=rounds, n_threads=arguments.threads, machine=results["machine"])
             results["workloads"].append(entry)
             print(
                 f"{workload.name}: {entry['ours']:.4g} {workload.unit}, peer {_number(entry['peer'])}, "

@@ -59,29 +59,32 @@ def main() -> None:
     recipe = read_recipe(recipe_folder() / f"{arguments.recipe}.toml", [f"data.path={arguments.data}"])
     training = make_training(recipe, open_corpus(recipe.data.path), make_accelerator(recipe))
     console = Console(file=io.StringIO(), force_terminal=True)  # draws the bar
-    with tempfile.TemporaryDirectory() as folder, MetricsLog(Path(folder, "metrics.jsonl")) as log:
-        with training_progress(console, unit="character") as shown:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        MetricsLog(Path(folder, "metrics.jsonl")) as log,
+        training_progress(console, unit="character") as shown,
+    ):
 
-            def loop_block() -> None:
-                losses = []
-                for _ in range(arguments.steps):
-                    step = training.step()
-                    losses.append(step.loss)
-                    if step.number % recipe.log.every == 0:
-                        mean = float(torch.stack(losses).mean())
-                        shown.advance(mean, n_tokens=step.n_tokens * len(losses), progress=step.progress)
-                        log.write("train", step=step.number, **loss_in_unit(mean, "character"))
-                        losses = []
+        def loop_block() -> None:
+            losses = []
+            for _ in range(arguments.steps):
+                step = training.step()
+                losses.append(step.loss)
+                if step.number % recipe.log.every == 0:
+                    mean = float(torch.stack(losses).mean())
+                    shown.advance(mean, n_tokens=step.n_tokens * len(losses), progress=step.progress)
+                    log.write("train", step=step.number, **loss_in_unit(mean, "character"))
+                    losses = []
 
-            blocks = {"loop": loop_block, "bare": bare_block(training, arguments.steps)}
-            for block in blocks.values():
-                block()  # warm up, and fill the memories
-            seconds: dict[str, list[float]] = {name: [] for name in blocks}
-            for _ in range(arguments.blocks):
-                for name, block in blocks.items():
-                    started = time.perf_counter()
-                    block()
-                    seconds[name].append((time.perf_counter() - started) / arguments.steps)
+        blocks = {"loop": loop_block, "bare": bare_block(training, arguments.steps)}
+        for block in blocks.values():
+            block()  # warm up, and fill the memories
+        seconds: dict[str, list[float]] = {name: [] for name in blocks}
+        for _ in range(arguments.blocks):
+            for name, block in blocks.items():
+                started = time.perf_counter()
+                block()
+                seconds[name].append((time.perf_counter() - started) / arguments.steps)
     step_ms = {name: 1000 * statistics.median(times) for name, times in seconds.items()}
     share = step_ms["bare"] / step_ms["loop"]
     print(f"bare step {step_ms['bare']:.2f} ms, loop {step_ms['loop']:.2f} ms: the loop reaches {share:.1%}")
