@@ -3,8 +3,9 @@
     python benchmarks/compare.py [--workload NAME ...] [--quick] [--rounds N] [--threads N] [--results FOLDER]
 
 Both sides have the same weights and inputs and run in turns on this machine, each in a process of its own; times are
-medians. transformers 4.35.0 is installed into `.venv-4.35` the first time. Where the two do not compute the same numbers,
-no speed-up is printed. `workloads.py` says what is measured, `worker.py` how; docs/performance.md explains the outcome.
+medians. transformers 4.35.0 is installed into `.venv-4.35` the first time. Where the two do not compute the same
+numbers, no speed-up is printed. `workloads.py` says what is measured, `worker.py` how; docs/performance.md explains the
+outcome.
 
 Writes compare.json and compare.md into the folder of results, and prints the table.
 """
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -30,6 +31,8 @@ from typing import Any
 import numpy as np
 from scaling import scaling_table
 from workloads import RANDOM_WEIGHTS, WORKLOADS, Sizes, Workload, cost_of, window_operations
+
+from transformer_xl import TransfoXLTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER_FOLDER = ROOT / ".venv-4.35"
@@ -95,18 +98,23 @@ class Side:
         self.answers: list[dict[str, float]] = []
 
     def start(self) -> None:
-        """Start the process, and warm it up unless each round needs a new one."""
+        """Start the process, unless it is running."""
         if self._worker is None:
             self._worker = Worker(**self._arguments)
-            if not self._is_fresh:
-                self._worker.ask({"do": "round"})
-            self._worker.ask({"do": "start peak"})
+
+    def warm_up(self) -> None:
+        """One round that does not count, unless each round needs a new process."""
+        assert self._worker is not None
+        if not self._is_fresh:
+            self._worker.ask({"do": "round"})
+        self._worker.ask({"do": "start peak"})
 
     def round(self) -> None:
         """One measured round."""
         if self._is_fresh:
             self.close()
             self.start()
+            self.warm_up()
         assert self._worker is not None
         self.answers.append(self._worker.ask({"do": "round"}))
 
@@ -163,8 +171,6 @@ class Inputs:
     def _text(self, mode: str) -> dict[str, str]:
         """The play in the package, and its words: as it is, or with all words between spaces."""
         if mode not in self._texts:
-            from transformer_xl import TransfoXLTokenizer
-
             text = files("transformer_xl").joinpath("data", "tiny_shakespeare.txt").read_text(encoding="utf-8")
             tokenizer = TransfoXLTokenizer()
             lines = [tokenizer.tokenize(line) for line in text.splitlines()]
@@ -202,10 +208,14 @@ def compare(workload: Workload, inputs: Inputs, *, rounds: int, n_threads: int, 
         for side in sides:
             stack.callback(side.close)
             side.start()
+        # First of all: in training, the sides' dropout makes their weights different.
+        arrays = [side.arrays(inputs.folder) for side in sides]
+        for side in sides:
+            side.warm_up()
         for _ in range(rounds):
             for side in sides:
                 side.round()
-        difference = _difference(workload, [side.arrays(inputs.folder) for side in sides])
+    difference = _difference(workload, arrays)
     return _entry(workload, sides, difference, machine)
 
 
@@ -280,7 +290,7 @@ def facts(n_threads: int) -> dict[str, Any]:
             "peer": dict(zip(names, peer.stdout.split(), strict=True)),
         },
         "commit": (commit.stdout.strip() or "unknown") + (" with changes" if changes.stdout.strip() else ""),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join(["python", "benchmarks/compare.py", *sys.argv[1:]]),
     }
 
@@ -297,7 +307,8 @@ def markdown(results: dict[str, Any]) -> str:
     """The results as a document with a table."""
     machine, versions = results["machine"], results["versions"]
     rows = [
-        "| workload | dtype | ours | transformers 4.35 | unit | times as fast | over the floor | peak memory, ours / theirs | difference |",
+        "| workload | dtype | ours | transformers 4.35 | unit | times as fast | over the floor "
+        "| peak memory, ours / theirs | difference |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for entry in results["workloads"]:
@@ -338,7 +349,8 @@ def scaling_rows(entries: list[dict[str, Any]]) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     rows = [
-        f"| {entry['what']} | {entry['value']:,} | {entry['ms_per_token']:.4g} | {entry['growth']:.2f} | {entry['growth_of_cost']:.2f} |"
+        f"| {entry['what']} | {entry['value']:,} | {entry['ms_per_token']:.4g} | {entry['growth']:.2f} "
+        f"| {entry['growth_of_cost']:.2f} |"
         for entry in entries
     ]
     return ["## Scaling", "", *head, *rows, ""]

@@ -2,10 +2,13 @@
 
     python benchmarks/tokenizer.py [--raw FILE] [--tokenized FILE] [--rounds N] [--results FILE]
 
-Measured, one thread, the best of some rounds in which the contestants take turns:
+Measured, one thread, the best of some rounds in which the contestants take turns, by the clock of the processor (which
+stands still while other programs run) and by that on the wall:
     raw        text as people write it, Moses mode; without any word remembered from the round before
-    tokenized  text whose words stand between white space; `encode` of the whole and `encode_file`
-    loading    `from_pretrained` of a folder with 267,735 words, as WikiText-103 has
+    tokenized  text whose words stand between white space; `encode` of the whole and `encode_file`, beside the loop that
+               splits and looks up, which any word tokenizer in Python must run
+    loading    `from_pretrained` of a folder with 267,735 words, as WikiText-103 has: our own, and an old vocab.bin
+    empty      a loop that does nothing, which tells how busy the machine was
 
 Without files, both texts are the play in the package. The last line is the result as JSON.
 """
@@ -17,29 +20,42 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
+from datetime import date
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 import sacremoses
+import torch
 
 from transformer_xl.moses import moses_rules, tokenize_numbers
 from transformer_xl.tokenization import TransfoXLTokenizer
+from transformer_xl.vocabulary import read_vocabulary
 
 WIKITEXT_103_WORDS = 267_735
 PLAY = files("transformer_xl") / "data" / "tiny_shakespeare.txt"
 
 
-def best_seconds(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The shortest time of each contestant; they run in turns, so that a busy machine slows all of them."""
-    seconds = dict.fromkeys(contestants, float("inf"))
+def best_seconds(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+    """The shortest times of each contestant; they run in turns, so that a busy machine slows all of them."""
+    seconds = {name: {"processor": float("inf"), "wall": float("inf")} for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
-            start = time.perf_counter()
+            start = time.process_time(), time.perf_counter()
             run()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
+            taken = time.process_time() - start[0], time.perf_counter() - start[1]
+            for clock, new in zip(("processor", "wall"), taken, strict=True):
+                seconds[name][clock] = min(seconds[name][clock], new)
     return seconds
+
+
+def rates(n_items: int, seconds: dict[str, dict[str, float]]) -> dict[str, dict[str, int]]:
+    """Items a second instead of seconds."""
+    return {
+        name: {clock: round(n_items / best) for clock, best in by_clock.items()} for name, by_clock in seconds.items()
+    }
 
 
 def raw_contestants(lines: list[str]) -> dict[str, Callable[[], object]]:
@@ -79,14 +95,35 @@ def tokenized_contestants(text: str, path: Path) -> dict[str, Callable[[], objec
     }
 
 
+def loading_contestants(folder: Path) -> dict[str, Callable[[], object]]:
+    """A vocabulary of the size of WikiText-103's in our format, and as `torch.save` wrote it in old releases."""
+    words = [f"w{n:x}" for n in range(WIKITEXT_103_WORDS - 2)]
+    tokenizer = TransfoXLTokenizer.train(texts=[" ".join(words)], mode="whitespace")
+    tokenizer.save_pretrained(folder)
+    ids, counts = OrderedDict(tokenizer.sym2idx), Counter(tokenizer.counter)
+    old = {"counter": counts, "special": ["<eos>"], "idx2sym": tokenizer.idx2sym, "sym2idx": ids, "lower_case": False}
+    torch.save(old, folder / "vocab.bin")
+    return {
+        "from_pretrained": lambda: TransfoXLTokenizer.from_pretrained(folder),
+        "old vocab.bin": lambda: read_vocabulary(folder / "vocab.bin"),
+    }
+
+
+def empty_loop() -> None:
+    for _ in range(1_000_000):
+        pass
+
+
 def facts() -> Iterator[tuple[str, str]]:
     """What a reader must know to judge the numbers."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607 - git of the user
-    yield "command", " ".join(["python", *sys.argv])
+    arguments = [Path(argument).name for argument in sys.argv[1:]]  # names of files, not where they lie on one machine
+    yield "command", " ".join(["python benchmarks/tokenizer.py", *arguments])
     yield "commit", commit.stdout.strip() or "unknown"
     yield "device", f"{platform.processor() or platform.machine()}, one thread"
     yield "python", platform.python_version()
-    yield from ((name, version(name)) for name in ("transformers", "sacremoses"))
+    yield "date", date.today().isoformat()
+    yield from ((name, version(name)) for name in ("torch", "transformers", "sacremoses"))
 
 
 def main() -> None:
@@ -102,23 +139,17 @@ def main() -> None:
     contestants = raw_contestants(raw.splitlines())
     n_tokens = len(TransfoXLTokenizer().moses_pipeline(raw))
     seconds = best_seconds(contestants, arguments.rounds)
-    result["raw tokens/s"] = {name: round(n_tokens / best) for name, best in seconds.items()}
+    result["raw tokens/s"] = rates(n_tokens, seconds)
 
     with tempfile.TemporaryDirectory() as folder:
         text = (arguments.tokenized or PLAY).read_text(encoding="utf-8")
         path = Path(folder, "tokenized")
         path.write_text(text, encoding="utf-8")
         seconds = best_seconds(tokenized_contestants(text, path), arguments.rounds)
-        result["tokenized words/s"] = {name: round(len(text.split()) / best) for name, best in seconds.items()}
-
-        words = TransfoXLTokenizer.train(
-            texts=[" ".join(f"w{n:x}" for n in range(WIKITEXT_103_WORDS - 2))], mode="whitespace"
-        )
-        words.save_pretrained(folder)
-        seconds = best_seconds(
-            {"from_pretrained": lambda: TransfoXLTokenizer.from_pretrained(folder)}, arguments.rounds
-        )
-        result["loading s"] = {name: round(best, 3) for name, best in seconds.items()}
+        result["tokenized words/s"] = rates(len(text.split()), seconds)
+        result["loading s"] = best_seconds(loading_contestants(Path(folder)), arguments.rounds)
+    result["a million empty rounds s"] = best_seconds({"empty": empty_loop}, arguments.rounds)["empty"]
+    result = json.loads(json.dumps(result), parse_float=lambda number: float(f"{float(number):.3g}"))
 
     line = json.dumps(result)
     if arguments.results:

@@ -204,14 +204,16 @@ class Train(ModelTask):
 
     def agreement(self) -> dict[str, Any]:
         """Loss and a sample of each gradient, without dropout."""
-        for module in self.model.modules():
-            if isinstance(module, self.torch.nn.Dropout):
-                module.p = 0.0
-        self.mems = self.random_mems()
+        rates = {module: module.p for module in self.model.modules() if isinstance(module, self.torch.nn.Dropout)}
+        for module in rates:
+            module.p = 0.0
         arrays = {"loss": self.step(seed=8).loss.detach()}
         for name, parameter in self.model.named_parameters():
             gradient = parameter.grad.flatten()
-            arrays[name] = gradient[:: max(1, gradient.numel() // 20_000)]
+            arrays[name] = gradient[:: max(1, gradient.numel() // 20_000)].clone()
+        for module, rate in rates.items():
+            module.p = rate
+        self.optimizer.zero_grad()
         return arrays
 
 
@@ -260,7 +262,6 @@ class Load(Task):
         models_package().TransfoXLLMHeadModel  # noqa: B018 - the import is lazy: this is what makes it
         torch.set_grad_enabled(False)
         self.torch, self.folder = torch, folder
-        self.scores: Any = None
 
     def round(self) -> float:
         started = time.perf_counter()
@@ -270,6 +271,7 @@ class Load(Task):
         return time.perf_counter() - started
 
     def agreement(self) -> dict[str, Any]:
+        self.round()
         return {"log-probabilities": self.scores}
 
 

@@ -2,9 +2,9 @@
 
 torchrun --nproc-per-node N tests/distributed_worker.py FOLDER
 
-FOLDER/jobs.json is a list of jobs with `recipe`, `folder`, `resume` and, to take up a run in the middle, `source`: a
-finished run of which the new folder gets a copy as it was at its first checkpoint. FOLDER/written-R.json is what
-process R wrote, made, renamed or deleted during the runs.
+FOLDER/jobs.json is a list of jobs: `recipe`, `folder` and `resume` are what `run_training` takes. With `source`, the
+folder is first made a copy of that run as it was at its first checkpoint. With `others`, all processes but the first
+have these values instead. Process R writes FOLDER/process-R.json: the error of each job, and the paths it changed.
 """
 
 import json
@@ -15,26 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from rich.console import Console
 
 from transformer_xl.training.checkpoints import checkpoints
+from transformer_xl.training.processes import Elsewhere, join_processes, leave_processes
 from transformer_xl.training.recipe import make_recipe
 from transformer_xl.training.run import run_training
 
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
 
-def watch(written: list[str]) -> None:
-    """Note every file that this process changes from now on."""
+def watch(changed: list[str]) -> None:
+    """Note every path that this process writes, makes, renames or deletes from now on."""
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
             if isinstance(path, str) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                written.append(path)
+                changed.append(path)
         elif event in CHANGES:
-            written.append(str(arguments[0]))
+            changed.append(str(arguments[0]))
 
     sys.addaudithook(note)
 
@@ -42,24 +42,36 @@ def watch(written: list[str]) -> None:
 def cut(source: Path, folder: Path) -> None:
     """Copy a run as it was when it wrote its first checkpoint."""
     shutil.copytree(source, folder)
+    (folder / "result.json").unlink()
     for later in checkpoints(folder)[1:]:
         shutil.rmtree(later)
+
+
+def error_of(job: dict[str, Any]) -> str | None:
+    """Do a job; gives how it failed."""
+    try:
+        run_training(make_recipe(job["recipe"]), Path(job["folder"]), resume=job["resume"], console=Console(quiet=True))
+    except (Elsewhere, OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def main() -> None:
     """Do all jobs."""
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
-    written: list[str] = []
-    watch(written)
-    state = PartialState()
+    processes = join_processes("no")
+    errors: list[str | None] = []
+    changed: list[str] = []
+    watch(changed)
     for job in json.loads((folder / "jobs.json").read_text()):
-        if "source" in job and state.is_main_process:
+        if "source" in job and processes.is_main_process:
             cut(Path(job["source"]), Path(job["folder"]))
-        state.wait_for_everyone()
-        run_training(make_recipe(job["recipe"]), Path(job["folder"]), resume=job["resume"], console=Console(quiet=True))
-    (folder / f"written-{state.process_index}.json").write_text(json.dumps(written))
-    state.destroy_process_group()
+        processes.wait_for_everyone()
+        errors.append(error_of(job if processes.is_main_process else {**job, **job.get("others", {})}))
+    report = folder / f"process-{processes.process_index}.json"
+    report.write_text(json.dumps({"errors": errors, "changed": changed}), encoding="utf-8")
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from models import assert_equal
-from transformer_xl import blocked_attention as blocks
+from transformer_xl import blocked_attention, trained_attention
 from transformer_xl.attention import (
     DistanceTerms,
     VisibleKeys,
@@ -22,6 +22,8 @@ from transformer_xl.attention import (
     sinusoid,
     visible_keys,
 )
+from transformer_xl.blocked_attention import blocked_attention as attend_in_blocks
+from transformer_xl.implementations import fused_attention
 
 CPU = torch.device("cpu")
 
@@ -76,12 +78,12 @@ def attention_by_loops(q, k, v, content_bias, distance, mask):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("q_len", "memory_len", "span"), LENGTHS)
-@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention, blocks.fused_attention])
+@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention, fused_attention])
 @pytest.mark.parametrize("has_hidden", [True, False])
 def test_attention_and_its_gradients_equal_the_formula_written_as_loops(
     kind, q_len, memory_len, span, attend, has_hidden, monkeypatch
 ):
-    monkeypatch.setattr(blocks, "block_length", lambda *_: 2)
+    monkeypatch.setattr(trained_attention, "block_length", lambda *_: 2)
     inputs = random_case(q_len, memory_len, kind=kind)
     n_hidden = torch.tensor([0, min(2, memory_len)]) if has_hidden else None
     visible = VisibleKeys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU)
@@ -106,7 +108,7 @@ def test_attention_and_its_gradients_equal_the_formula_written_as_loops(
 def test_blocks_of_any_length_and_layout_equal_the_literal_formula(
     kind, q_len, memory_len, span, length, is_transposed, has_hidden, monkeypatch
 ):
-    monkeypatch.setattr(blocks, "block_length", lambda *_: length)
+    monkeypatch.setattr(blocked_attention, "block_length", lambda *_: length)
     q, k, v, content_bias, distance = random_case(q_len, memory_len, kind=kind)
     n_hidden = torch.tensor([0, min(2, memory_len)]) if has_hidden else None
     terms = {"content_bias": content_bias, "distance": distance}
@@ -114,8 +116,8 @@ def test_blocks_of_any_length_and_layout_equal_the_literal_formula(
     expected, _ = eager_attention(q, k, v, **terms)
     if is_transposed:
         k, v = (states.mT.contiguous().mT for states in (k, v))
-    assert_equal(blocks.blocked_attention(q, k, v, **terms), expected)
-    assert_close(blocks.blocked_attention(*in_single((q, k, v)), **in_single(terms)), expected.float())
+    assert_equal(attend_in_blocks(q, k, v, **terms), expected)
+    assert_close(attend_in_blocks(*in_single((q, k, v)), **in_single(terms)), expected.float())
 
 
 def in_single(value):
@@ -138,7 +140,7 @@ def test_eager_weights_are_probabilities_over_visible_keys():
     assert not weights[(~visible.mask).expand_as(weights)].any()
 
 
-@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention, blocks.fused_attention])
+@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention, fused_attention])
 def test_attention_dropout_keeps_the_mean_and_drops_the_stated_share(attend):
     torch.manual_seed(0)
     size, k_len = 4, 400
@@ -199,3 +201,32 @@ def test_sinusoid_tells_far_positions_apart_in_bfloat16():
     signal = sinusoid(torch.tensor([256, 257]), 8, dtype=torch.bfloat16)
     assert signal.dtype == torch.bfloat16
     assert not torch.equal(signal[0], signal[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_with_dropout_equal_those_of_the_formula_with_the_same_mask(kind, monkeypatch):
+    """Blocks of two queries: the backward pass must find the mask of each block again."""
+    q_len, memory_len, rate = 5, 3, 0.25
+    masks = torch.rand(4, 6, 2, 8, generator=torch.Generator().manual_seed(1)) > rate  # [block, N*B, q, K]
+
+    def mask_of_block(shape, _rate, seed):
+        first = (seed - 7) // 2
+        return masks[first, :, : shape[1], : shape[2]]
+
+    monkeypatch.setattr(trained_attention, "block_length", lambda *_: 2)
+    monkeypatch.setattr(trained_attention, "keep_mask", mask_of_block)
+    monkeypatch.setattr(trained_attention, "new_seed", lambda: 7)
+    q, k, v, content_bias, distance = random_case(q_len, memory_len, kind=kind)
+    visible = VisibleKeys(q_len, memory_len, span=None, device=CPU)
+    terms = {"content_bias": content_bias, "distance": distance, "visible": visible}
+    leaves = [x for x in (q, k, v, content_bias, *(distance or ())) if x is not None]
+
+    actual, _ = fused_attention(q, k, v, **terms, dropout=rate)
+    by_query = torch.cat(list(masks[:3]), dim=1)[:, :q_len].unflatten(0, (3, 2)).transpose(0, 1)  # [B, N, Q, K]
+    _, weights = eager_attention(q, k, v, **terms)
+    expected = (weights * by_query / (1 - rate)) @ v
+
+    assert_equal(actual, expected)
+    weight = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), leaves)
+    assert_equal(torch.autograd.grad((actual * weight).sum(), leaves), expected_gradients)

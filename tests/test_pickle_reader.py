@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_xl import pickle_reader
+from transformer_xl import pickle_machine
 from transformer_xl.pickle_reader import PickledName, PickledObject, PickleError, read_pickle
 
 _watched: list[str] = []
@@ -280,7 +280,7 @@ def test_memo_places_cost_nothing_until_they_are_used():
 )
 def test_building_stops_at_a_limit(opcode, monkeypatch):
     """Every instruction has a price, so the limit ends any program; the real limit takes a minute to reach."""
-    monkeypatch.setattr(pickle_reader, "MAX_OBJECT_BYTES", 1_000_000)
+    monkeypatch.setattr(pickle_machine, "MAX_OBJECT_BYTES", 1_000_000)
     data = b"N" + opcode * 200_000
     assert peak_bytes_of_refusal(data, "builds more than 1000000 bytes of objects; refused") < 3_000_000
 
@@ -288,7 +288,7 @@ def test_building_stops_at_a_limit(opcode, monkeypatch):
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_copies_of_large_parts_count_towards_the_limit(protocol, monkeypatch):
     """A dictionary that is copied again and again by reference costs four bytes a copy in the file."""
-    monkeypatch.setattr(pickle_reader, "MAX_OBJECT_BYTES", 10_000_000)
+    monkeypatch.setattr(pickle_machine, "MAX_OBJECT_BYTES", 10_000_000)
     entries = pickle.dumps({str(i): i for i in range(1000)}, protocol)[:-1] + b"r\x00\x10\x00\x000"
     copies = b"ccollections\nCounter\nr\x01\x10\x00\x000" + b"j\x01\x10\x00\x00j\x00\x10\x00\x00\x85R0" * 1000 + b"N."
     assert peak_bytes_of_refusal(entries + copies, "builds more than 10000000 bytes") < 20_000_000
@@ -343,9 +343,29 @@ def test_keys_that_collide_by_design_are_refused():
         read_pickle(pickle.dumps({key: 1}))
 
 
+def test_numbers_as_keys_are_few(monkeypatch):
+    """Chosen well, each of them takes its way through the dictionary past all others; a copy takes it again."""
+    with pytest.raises(PickleError, match="more than 65536 numbers as dictionary keys or set elements; refused"):
+        read_pickle(pickle.dumps(dict.fromkeys(range(70_000))))
+    monkeypatch.setattr(pickle_machine, "MAX_NUMBER_KEYS", 100)
+    for value in (dict.fromkeys(range(101)), set(range(101)), dict.fromkeys(i / 2 for i in range(101))):
+        with pytest.raises(PickleError, match="more than 100 numbers as dictionary keys"):
+            read_pickle(pickle.dumps(value))
+    assert read_pickle(pickle.dumps(dict.fromkeys(range(60)))) == dict.fromkeys(range(60))
+    with pytest.raises(PickleError, match="more than 100 numbers as dictionary keys"):
+        read_pickle(pickle.dumps(collections.Counter(range(60))))  # a call with a dictionary, which is copied
+
+
 def test_integers_that_take_the_square_of_their_length_are_refused():
     with pytest.raises(PickleError, match="is no integer of at most 4300 digits"):
         read_pickle(b"L" + b"9" * 5000 + b"L\n.")
+
+
+def test_integers_too_long_to_be_printed_are_refused():
+    """Python refuses to write them out, which would end in an error of its own where a message shows one."""
+    assert read_pickle(pickle.dumps(2**8184)) == 2**8184
+    with pytest.raises(PickleError, match="an integer of 1025 bytes; refused"):
+        read_pickle(pickle.dumps(2**8192))
 
 
 @pytest.mark.parametrize(
@@ -426,6 +446,33 @@ def test_random_programs_give_an_error_or_a_value_and_nothing_else(pieces):
         watched_read(b"".join(pieces) + b".")
     except PickleError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_vocabulary_comes_out_as_it_went_in(protocol):
+    """Its instructions have code of their own: texts, memo places, and numbers of one, two and four bytes in runs."""
+    words = ["<eos>", "", "naïve", "\ud800", "x" * 300, *(f"word{i}" for i in range(3000))]
+    vocabulary = {
+        "counter": collections.Counter({word: n for n, word in enumerate(words, -3)}),
+        "sym2idx": collections.OrderedDict((word, index) for index, word in enumerate(words)),
+        "large": {word: 65_000 + 300 * n for n, word in enumerate(words)},
+        "mixed": {word: (1, 1000, 2**20, -5, None, "a")[n % 6] for n, word in enumerate(words)},
+        "idx2sym": list(words),
+    }
+    data = pickle.dumps(vocabulary, protocol)
+    read = watched_read(data)
+    assert read == vocabulary
+    assert [list(value) for value in read.values()] == [list(value) for value in vocabulary.values()]
+    generator = random.Random(protocol)
+    for end in [len(data) - 1, *(generator.randrange(len(data)) for _ in range(50))]:
+        with pytest.raises(PickleError, match="the file is damaged"):
+            read_pickle(data[:end])
+
+
+def test_a_run_of_entries_that_names_an_empty_place_is_told_by_its_byte():
+    data = b"\x80\x02Nr\x07\x01\x00\x000}(" + b"j\x07\x01\x00\x00K\x05" * 3 + b"j\x08\x01\x00\x00K\x05u."
+    with pytest.raises(PickleError, match="byte 32: asks for memo place 264, which was never filled"):
+        read_pickle(data)
 
 
 def test_a_vocabulary_is_read_in_linear_time():

@@ -21,6 +21,7 @@ from transformer_xl.tokenization import TransfoXLTokenizer
 
 LEGACY = FIXTURES / "legacy"
 EXPECTED = json.loads((LEGACY / "hf-4.35-tokenizer-expected.json").read_text(encoding="utf-8"))
+WORDS = ["<eos>", "<unk>", "word"]
 TEXT = "The cat sat on the mat . The dog , too , sat .\nThe end .\n"
 
 
@@ -695,3 +696,35 @@ def test_state_in_an_old_tokenizer_config_is_read_without_fuss_and_not_saved_aga
     saved = json.loads((tmp_path / "tokenizer_config.json").read_bytes())
     assert not {"counter", "punctuation_symbols", "vocab_file", "pretrained_vocab_file"} & saved.keys()
     assert saved["never_split"] == ["a."]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"special": "<eos>"}, "special='<eos>' must be a list of texts"),
+        ({"special": [1]}, r"special=\[1\] must be a list of texts"),
+        ({"min_freq": "3"}, "min_freq='3' must be an integer"),
+        ({"max_size": True}, "max_size=True must be an integer"),
+        ({"lower_case": "no"}, "lower_case='no' must be True or False"),
+        ({"lower_case": 1}, "lower_case=1 must be True or False"),
+        ({"delimiter": 5}, "delimiter=5 must be a text"),
+        ({"never_split": {"a": 1}}, "never_split={'a': 1} must be a list of texts"),
+        ({"language": None, "min_freq": 1.5}, "min_freq=1.5 must be an integer"),
+        ({"special": ["x" * 200, 1]}, r"special=\['x{78} must be a list of texts"),
+    ],
+)
+def test_options_of_another_type_are_refused_in_one_line(options, message, tmp_path):
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        TransfoXLTokenizer(**options)
+    save(tmp_path, WORDS, **options)
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        TransfoXLTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["vocab_file", "pretrained_vocab_file", "pretrained_vocab_file_pickle", "name_or_path"])
+def test_a_saved_config_cannot_name_a_file_outside_its_folder(key, tmp_path):
+    (tmp_path / "secret.txt").write_text("password\n")
+    folder = save(tmp_path / "model", WORDS, **{key: str(tmp_path / "secret.txt")})
+    tokenizer = TransfoXLTokenizer.from_pretrained(folder)
+    assert tokenizer.idx2sym == WORDS
+    assert str(tokenizer.vocab_file) != str(tmp_path / "secret.txt")

@@ -150,7 +150,7 @@ def test_the_hand_made_archive_is_valid(tmp_path):
 
 
 HUGE = b"\x8b\x08\x00\x00\x00" + b"\xff" * 7 + b"\x7f"  # 2**63 - 1
-ENDLESS = b"\x8b\x00\x10\x00\x00" + b"\x11" * 4095 + b"\x11"  # too long to be printed
+ENDLESS = b"\x8b\x00\x04\x00\x00" + b"\x11" * 1024  # the longest integer that is read
 FOUR_ID = storage_id(b"K\x04")
 LIES = [
     ("offset", FOUR_ID, b"K\x02", b"K\x03\x85", b"K\x01\x85", "does not fit its storage of 4"),
@@ -167,6 +167,7 @@ LIES = [
     ("size of truth", FOUR_ID, b"K\x00", b"\x88\x85", b"K\x01\x85", "that is no count; refused"),
     ("unequal axes", FOUR_ID, b"K\x00", b"K\x01\x85", b")", "not two tuples of equal"),
     ("lists", FOUR_ID, b"K\x00", b"]", b"]", "not two tuples of equal"),
+    ("nothing, but wide", FOUR_ID, b"K\x00", HUGE + HUGE + b"K\x00\x87", b"K\x01K\x01K\x01\x87", "does not fit its"),
     ("many axes", FOUR_ID, b"K\x00", b"(" + b"K\x01" * 17 + b"t", b"(" + b"K\x01" * 17 + b"t", "17 dimensions"),
     ("no storage", b"N", b"K\x00", b")", b")", "a tensor without a storage"),
     ("storage too large", storage_id(HUGE), b"K\x00", b")", b")", "more than the file has; refused"),

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import time
 from collections import Counter, OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,7 @@ DAMAGED_JSON = [
     (b'["a", "b", "a"]', "{path}: 'a' has the ids 0 and 2; each word must occur once"),
     (b'["a\xff"]', "{path} is not UTF-8: byte 3 is 0xff; save the file as UTF-8"),
     (b"[" * 100_000, "{path} is nested too deeply; it must be a list of words"),
+    (b"[" + b"9" * 5000 + b"]", "{path} holds a number; it must be a list of words"),
 ]
 
 
@@ -98,6 +100,11 @@ def test_a_damaged_vocab_json_is_refused_in_one_line(tmp_path, content, message)
 def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.json does not exist; give a vocabulary file, one of vocab\.json, "):
         read_vocabulary(tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"/dev/zero is no regular file; give a vocabulary file, one of vocab\.json, "):
+        read_vocabulary("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe is no regular file; give a vocabulary file"):
+        read_vocabulary(tmp_path / "pipe")
     with pytest.raises(ValueError, match=r" is a directory; give a vocabulary file, one of vocab\.json, "):
         read_vocabulary(tmp_path)
     with pytest.raises(ValueError, match=r"vocab\.json holds no vocabulary|holds no vocabulary; it needs one of vocab"):
@@ -187,15 +194,31 @@ def test_words_without_their_list_are_ordered_by_id(tmp_path):
         ({"idx2sym": ["a", "a"]}, "idx2sym: 'a' has the ids 0 and 1; each word must occur once"),
         ({"idx2sym": ["a", b"\xff"]}, "idx2sym: id 1 is .*, a bytes; each word must be a text"),
         ({"sym2idx": {"a": 5}}, "idx2sym and sym2idx disagree about 'a'"),
-        ({"sym2idx": {"a": "x", 3: "y"}}, "each word must be a text"),
+        ({"sym2idx": {"a": "x", 3: "y"}}, "sym2idx gives 'a' a str; each word must have an id"),
+        ({"sym2idx": {"a": 0, 3: 1}}, "idx2sym: id 1 is 3, a int; each word must be a text"),
         ({"sym2idx": {}}, "must be a list of words|holds no words"),
+        ({"idx2sym": ["a"], "sym2idx": {"a": torch.zeros(2)}}, "sym2idx gives 'a' a .*; each word must have an id"),
+        ({"idx2sym": torch.zeros(2), "sym2idx": {"a": 0}}, "it must be a list of words"),
     ],
 )
 def test_old_files_that_contradict_themselves_are_refused(tmp_path, state, message):
-    path = tmp_path / "vocab.pkl"
-    path.write_bytes(pickle.dumps(state))
+    path = tmp_path / "vocab.bin"
+    torch.save(state, path)
     with pytest.raises(ValueError, match=message):
         read_vocabulary(path)
+
+
+def test_a_word_too_many_is_found_in_short_time(tmp_path):
+    """Looking it up in a set that is made anew for each word would take an hour."""
+    words = [f"word{i}" for i in range(20_000)]
+    path = tmp_path / "vocab.pkl"
+    path.write_bytes(
+        pickle.dumps({"idx2sym": words, "sym2idx": {**dict(zip(words, range(20_000), strict=True)), "more": 20_000}})
+    )
+    start = time.process_time()
+    with pytest.raises(ValueError, match="idx2sym and sym2idx disagree about 'more'; the file is damaged"):
+        read_vocabulary(path)
+    assert time.process_time() - start < 3
 
 
 def test_options_of_an_unexpected_kind_are_left_out(tmp_path):

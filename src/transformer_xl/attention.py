@@ -118,7 +118,7 @@ class VisibleKeys:
 
     @property
     def mask(self) -> Tensor:
-        """Bool, `[1, 1, Q, K]` or with `n_hidden` `[B, 1, Q, K]`; True where the query may look (see `visible_keys`)."""
+        """Bool, `[1, 1, Q, K]` or with `n_hidden` `[B, 1, Q, K]`; True where it may look (see `visible_keys`)."""
         if self._mask is None:
             self._mask = visible_keys(
                 self.q_len, self.memory_len, span=self.span, n_hidden=self.n_hidden, device=self._device

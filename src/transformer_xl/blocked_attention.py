@@ -1,38 +1,44 @@
-"""The attention of attention.py as it runs fastest on a processor, and the table of implementations.
+"""The attention of attention.py without gradients, as it runs fastest on a processor.
 
 A block of queries at a time: its scores stay in the processor's cache, and keys that no query of it may see are left
-out. A block is itself a call of the formula, with a memory of its own. Scores of content are added by the matrix product
-itself to those of distance, which lie in a buffer whose shift is a view; only the corners of a block need a mask.
+out. A block is itself a call of the formula, with a memory of its own. The scores of content are added to those of
+distance by the matrix product itself, the shift between them is a view, and only the corners of a block need a mask.
 
 Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, R distances that differ.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .attention import DistanceTerms, VisibleKeys, eager_attention, relative_shift, sdpa_attention
+from .attention import DistanceTerms, VisibleKeys, relative_shift
 
 BLOCK_SCORES = 1 << 21  # scores in a block: 8 MiB in float32, which fits into the last cache of most machines
 SHORTEST_BLOCK = 32  # queries: below that, matrix products are no longer products of matrices
 
 
-def fused_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    content_bias: Tensor | None,
-    distance: DistanceTerms | None,
-    visible: VisibleKeys,
-    dropout: float = 0.0,
-) -> tuple[Tensor, Tensor | None]:
-    """What `eager_attention` computes, by the fastest path for the device and the task; gives no attention weights."""
-    terms = {"content_bias": content_bias, "distance": distance, "visible": visible}
-    if q.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_grad_enabled() or dropout > 0:
-        return sdpa_attention(q, k, v, **terms, dropout=dropout)
-    return blocked_attention(q, k, v, **terms), None
+class Block(NamedTuple):
+    """A block of queries, the keys that they may see, and which of them each one sees."""
+
+    queries: slice
+    keys: slice
+    visible: VisibleKeys
+
+
+def blocks(visible: VisibleKeys, length: int) -> Iterator[Block]:
+    """The blocks of a call, of `length` queries each."""
+    for start in range(0, visible.q_len, length):
+        end = min(start + length, visible.q_len)
+        keys, seen = visible.of_queries(start, end)
+        yield Block(slice(start, end), keys, seen)
+
+
+def block_length(q: Tensor, k: Tensor) -> int:
+    """Queries in a block, so that its scores fit into the cache."""
+    n_batch, n_heads, k_len = k.shape[:3]
+    return min(max(BLOCK_SCORES // (n_batch * n_heads * k_len), SHORTEST_BLOCK), q.shape[2])
 
 
 def blocked_attention(
@@ -51,24 +57,40 @@ def blocked_attention(
     Returns:
         `[B, N, Q, H]`.
     """
-    q_len = q.shape[2]
-    length = block_length(q, k)
-    if length >= q_len:
-        return _attend_block(q, k, v, content_bias, distance, visible)
-    blocks = []
-    for start in range(0, q_len, length):
-        end = min(start + length, q_len)
-        keys, seen = visible.of_queries(start, end)
-        near = None if distance is None else distance.last(keys.stop - keys.start)
-        block = _attend_block(q[:, :, start:end], k[:, :, keys], v[:, :, keys], content_bias, near, seen)
-        blocks.append(block)
-    return torch.cat(blocks, dim=2)
+    attended = []
+    for block in blocks(visible, block_length(q, k)):
+        near = None if distance is None else distance.last(block.keys.stop - block.keys.start)
+        states = (q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys])
+        attended.append(_attend_block(*states, content_bias, near, block.visible))
+    return attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
 
 
-def block_length(q: Tensor, k: Tensor) -> int:
-    """Queries in a block, so that its scores fit into the cache."""
-    n_batch, n_heads, k_len = k.shape[:3]
-    return max(BLOCK_SCORES // (n_batch * n_heads * k_len), SHORTEST_BLOCK)
+def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor, distance: DistanceTerms) -> Tensor:
+    """`eager_attention` for one query a row, which sees all keys, without gradients.
+
+    Args:
+        q: `[B, N, H]`.
+        keys: `[B*N, H, K]`, one feature of all keys after the other: the order in which one query reads them fastest.
+        values: laid out like `keys`.
+        content_bias: u, `[N, H]`.
+        distance: as for `eager_attention`, for K keys or more.
+
+    Returns:
+        `[B, N, H]`.
+    """
+    n_batch, n_heads, size = q.shape
+    scale, k_len = size**-0.5, keys.shape[-1]
+    with_bias = q if distance.query_bias is None else q + distance.query_bias
+    by_head, terms = with_bias.transpose(0, 1), distance.keys.mT
+    n_too_many = terms.shape[-1] - k_len
+    if n_too_many >= 0 and distance.score_bias is None:
+        by_distance = torch.bmm(by_head, terms.narrow(2, n_too_many, k_len))  # [N, B, K]
+    else:
+        by_distance = _scores_of_terms(by_head, distance.last(k_len), k_len, n_columns=k_len)
+    scores = by_distance.transpose(0, 1).reshape(n_batch * n_heads, 1, k_len)
+    content = (q + content_bias).view(n_batch * n_heads, 1, size)
+    scores = scores.baddbmm_(content, keys, beta=scale, alpha=scale)
+    return torch.bmm(_softmax(scores, values.dtype), values.mT).view(n_batch, n_heads, size)
 
 
 def _attend_block(
@@ -83,46 +105,61 @@ def _attend_block(
     keys, values = _flat_heads(k), _flat_heads(v)  # [B*N, K, H]
     scale = size**-0.5
     content = q if content_bias is None else q + content_bias[:, None]
-    content = (content * scale).to(q.dtype).reshape(n_batch * n_heads, q_len, size)
+    content = content.to(q.dtype).reshape(n_batch * n_heads, q_len, size)
     if distance is None:
-        scores = torch.bmm(content, keys.mT)
+        scores = torch.bmm(content * scale, keys.mT)
     else:
-        scores = _distance_scores(q, distance, keys.shape[1], scale)
-        scores.baddbmm_(content, keys.mT)
-    _hide(scores, visible, n_batch)
+        with_bias = q if distance.query_bias is None else q + distance.query_bias[:, None]
+        shifted = scores_by_distance(with_bias.to(q.dtype).transpose(0, 1), distance, keys.shape[1]).transpose(0, 1)
+        # A new tensor, as a softmax of views would copy them twice.
+        scores = torch.baddbmm(shifted.reshape(n_batch * n_heads, q_len, -1), content, keys.mT, beta=scale, alpha=scale)
+    hide(scores.view(n_batch, n_heads, q_len, -1), visible)
+    return torch.bmm(_softmax(scores, v.dtype), values).view(n_batch, n_heads, q_len, size)
+
+
+def _softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights of `dtype` from scores, which are lost; computed in float32 or better."""
     if scores.dtype in (torch.float32, torch.float64):
-        weights = torch.softmax(scores, dim=-1, out=scores)
-    else:
-        weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
-    return torch.bmm(weights, values).view(n_batch, n_heads, q_len, size)
+        return torch.softmax(scores, -1, out=scores)
+    return scores.softmax(-1, dtype=torch.float32).to(dtype)
 
 
-def _distance_scores(q: Tensor, distance: DistanceTerms, k_len: int, scale: float) -> Tensor:
-    """Scaled scores by distance, under their keys, `[B*N, Q, K]`; of the future anything."""
-    n_batch, n_heads, q_len, size = q.shape
-    with_bias = q if distance.query_bias is None else q + distance.query_bias[:, None]
-    # Heads first: then one product a head serves all rows of the batch.
-    queries = (with_bias * scale).to(q.dtype).transpose(0, 1).reshape(n_heads, n_batch * q_len, size)
-    n_columns = k_len + (q_len > 1)  # `relative_shift` asks for one more; one query needs no shift
-    buffer = q.new_empty(n_heads, n_batch * q_len, n_columns)
-    n_farther = k_len - distance.keys.shape[1]
-    near = buffer[..., n_farther:k_len]
+def scores_by_distance(queries: Tensor, distance: DistanceTerms, k_len: int) -> Tensor:
+    """What distances add to unscaled scores, under their keys.
+
+    Args:
+        queries: position bias included, heads first, so that one product a head serves all rows: `[N, B, Q, H]`.
+        distance: the terms of `k_len` keys.
+
+    Returns:
+        `[N, B, Q, K]`, a view; of keys in a query's future anything.
+    """
+    n_columns = k_len + (queries.shape[2] > 1)  # `relative_shift` asks for one more; one query needs no shift
+    by_distance = _scores_of_terms(queries.flatten(1, 2), distance, k_len, n_columns=n_columns)
+    by_distance = by_distance.unflatten(1, queries.shape[1:3])
+    return by_distance if n_columns == k_len else relative_shift(by_distance)
+
+
+def _scores_of_terms(queries: Tensor, distance: DistanceTerms, k_len: int, *, n_columns: int) -> Tensor:
+    """Scores of queries `[N, T, H]` by distance, `[N, T, n_columns]`; columns beyond K hold anything."""
+    n_heads, n_queries = queries.shape[:2]
+    buffer = queries.new_empty(n_heads, n_queries, n_columns)
+    n_near = distance.keys.shape[1]
+    near = buffer.narrow(2, k_len - n_near, n_near)
     if distance.score_bias is None:
         torch.bmm(queries, distance.keys.mT, out=near)
     else:
-        torch.baddbmm((distance.score_bias * scale)[:, None], queries, distance.keys.mT, out=near)
-    buffer[..., :n_farther] = buffer[..., n_farther : n_farther + 1]
-    by_distance = buffer.view(n_heads, n_batch, q_len, n_columns)
-    by_key = by_distance if q_len == 1 else relative_shift(by_distance)
-    return by_key.transpose(0, 1).reshape(n_batch * n_heads, q_len, k_len)
+        torch.baddbmm(distance.score_bias[:, None], queries, distance.keys.mT, out=near)
+    if n_near < k_len:
+        buffer.narrow(2, 0, k_len - n_near).copy_(near.narrow(2, 0, 1))
+    return buffer
 
 
-def _hide(scores: Tensor, visible: VisibleKeys, n_batch: int) -> None:
-    """Put -inf where a query may not look, in place: into the corners `[Q, Q]`, or wherever rows differ."""
-    q_len, k_len = scores.shape[1:]
+def hide(scores: Tensor, visible: VisibleKeys) -> None:
+    """Put -inf where a query may not look, into scores `[B, N, Q, K]`: into corners, or wherever rows differ."""
+    q_len, k_len = scores.shape[2:]
     if visible.n_hidden is not None:
-        rows = scores.view(n_batch, -1, q_len, k_len)
-        rows.masked_fill_(~visible.mask, float("-inf"))
+        scores.masked_fill_(~visible.mask, float("-inf"))
         return
     if q_len > 1:
         corner = torch.ones(q_len, q_len, dtype=torch.bool, device=scores.device)
@@ -142,8 +179,4 @@ def _flat_heads(states: Tensor) -> Tensor:
     return states.mT.reshape(n_batch * n_heads, size, k_len).mT
 
 
-AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
-ATTENTION_FUNCTIONS: dict[str, AttentionFunction] = {"eager": eager_attention, "sdpa": fused_attention}
-"""Implementations by the name that `attn_implementation` gives them; all have the signature of `eager_attention`."""
-
-__all__ = ["ATTENTION_FUNCTIONS", "block_length", "blocked_attention", "fused_attention"]
+__all__ = ["Block", "attend_one", "block_length", "blocked_attention", "blocks", "hide", "scores_by_distance"]

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import DistanceTerms, VisibleKeys
-from .blocked_attention import ATTENTION_FUNCTIONS
 from .configuration import TransfoXLConfig
+from .dropout import Dropout
+from .implementations import ATTENTION_FUNCTIONS
 from .memory import MemoryLayer
 from .padding import RowAlignment
 
@@ -52,6 +53,7 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.d_head = config.d_head
         self.pre_lnorm = config.pre_lnorm
+        self.has_own_biases = config.attn_type == 0 and config.untie_r
         width = config.n_head * config.d_head
         if config.attn_type in (0, 1):
             self.qkv_net = nn.Linear(config.d_model, 3 * width, bias=False)
@@ -60,38 +62,44 @@ class Attention(nn.Module):
             self.kv_net = nn.Linear(config.d_model, 2 * width, bias=False)
         if config.attn_type == 0:
             self.r_net = nn.Linear(config.d_model, width, bias=False)
-            if config.untie_r:
+            if self.has_own_biases:
                 self.r_r_bias = nn.Parameter(torch.zeros(config.n_head, config.d_head))
                 self.r_w_bias = nn.Parameter(torch.zeros(config.n_head, config.d_head))
         self.o_net = nn.Linear(width, config.d_model, bias=False)
         self.projection_drop: nn.Module = nn.Identity()  # of queries, keys and values; training may put one here
-        self.drop: nn.Module = nn.Dropout(config.dropout)
-        self.dropatt = nn.Dropout(config.dropatt)
+        self.drop: nn.Module = Dropout(config.dropout)
+        self.dropatt = Dropout(config.dropatt)
         self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
     def forward(
-        self, hidden: Tensor, context: Tensor, around: Surroundings, shared: Shared, memory: MemoryLayer | None
+        self, hidden: Tensor, memory: Tensor | MemoryLayer | None, around: Surroundings, shared: Shared
     ) -> tuple[Tensor, Tensor | None]:
         """Let the segment attend to memory and itself.
 
         Args:
             hidden: the segment, `[B, Q, D]`.
-            context: memory and segment, `[B, K, D]`; with `memory`, which holds the past itself, the segment.
-            memory: keys and values of the past, changed in place; None in training.
+            memory: the past: inputs of this layer `[B, M, D]`, or their keys and values, changed in place; None if
+                there is none.
 
         Returns:
             `[B, Q, D]`, and the attention weights `[B, N, Q, K]` if the implementation gives any.
         """
-        q, k, v = (self.projection_drop(states) for states in self._project(hidden, context))
-        if memory is not None:
-            order = None if around.alignment is None else around.alignment.align_context
-            k, v = memory.update(k, v, order=order)
+        q, k, v = self._project(hidden)
+        order = None if around.alignment is None else around.alignment.align_context
+        if isinstance(memory, Tensor):
+            past = self.project_memory(memory)
+            k, v = (torch.cat(states, dim=2) for states in zip(past, (k, v), strict=True))
+            k, v = (states if order is None else order(states, dim=2) for states in (k, v))
+        q, k, v = (self.projection_drop(states) for states in (q, k, v))
+        held = memory if isinstance(memory, MemoryLayer) else None
+        if held is not None:
+            k, v = held.update(k, v, order=order)
         attended, weights = ATTENTION_FUNCTIONS[around.implementation](
             q,
             k,
             v,
-            content_bias=self.r_w_bias if hasattr(self, "r_w_bias") else shared.content_bias,
-            distance=self._distance_terms(around, shared, memory, k.shape[-2]),
+            content_bias=self.r_w_bias if self.has_own_biases else shared.content_bias,
+            distance=self._distance_terms(around, shared, held, k.shape[-2]),
             visible=around.visible,
             dropout=self.dropatt.p if self.training else 0.0,
         )
@@ -102,25 +110,23 @@ class Attention(nn.Module):
     def project_memory(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of past inputs `[B, M, D]`, each `[B, N, M, H]`."""
         hidden = self.layer_norm(hidden) if self.pre_lnorm else hidden
-        if self.attn_type in (0, 1):
-            keys_values = F.linear(hidden, self.qkv_net.weight[self.n_head * self.d_head :])
-        else:
+        if self.attn_type in (2, 3):
             keys_values = self.kv_net(hidden)
+        elif type(self.qkv_net) is nn.Linear:
+            keys_values = F.linear(hidden, self.qkv_net.weight[self.n_head * self.d_head :])
+        else:  # another module in its place, such as a LoRA adapter, has its own way to project
+            keys_values = self.qkv_net(hidden)[..., self.n_head * self.d_head :]
         k, v = keys_values.chunk(2, dim=-1)
         return self._split_heads(k), self._split_heads(v)
 
-    def _project(self, hidden: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the segment, each `[B, N, Q, H]`."""
         if self.attn_type in (2, 3):
             # The authors' code normalises what keys and values read, but not what queries read.
-            return (self._split_heads(self.q_net(hidden)), *self.project_memory(context))
-        if context is hidden:
-            hidden = self.layer_norm(hidden) if self.pre_lnorm else hidden
-            q, k, v = self.qkv_net(hidden).chunk(3, dim=-1)
-            return self._split_heads(q), self._split_heads(k), self._split_heads(v)
-        keys, values = self.project_memory(context)
+            return (self._split_heads(self.q_net(hidden)), *self.project_memory(hidden))
         hidden = self.layer_norm(hidden) if self.pre_lnorm else hidden
-        q = F.linear(hidden, self.qkv_net.weight[: self.n_head * self.d_head])
-        return self._split_heads(q), keys, values
+        q, k, v = self.qkv_net(hidden).chunk(3, dim=-1)
+        return self._split_heads(q), self._split_heads(k), self._split_heads(v)
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         heads: Tensor = projected.unflatten(-1, (self.n_head, self.d_head))
@@ -136,7 +142,7 @@ class Attention(nn.Module):
             assert memory.distance is not None
             return memory.distance.last(k_len)
         keys = self.r_net(around.signal).unflatten(-1, (self.n_head, self.d_head)).transpose(0, 1)
-        position_bias = self.r_r_bias if hasattr(self, "r_r_bias") else shared.position_bias
+        position_bias = self.r_r_bias if self.has_own_biases else shared.position_bias
         if memory is None or torch.is_grad_enabled():
             return DistanceTerms(keys, position_bias)
         memory.distance = DistanceTerms(keys.mT.contiguous().mT, position_bias)  # laid out as memory is
@@ -152,9 +158,9 @@ class FeedForward(nn.Module):
         self.CoreNet = nn.Sequential(
             nn.Linear(config.d_model, config.d_inner),
             nn.ReLU(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.d_inner, config.d_model),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
         self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
@@ -175,10 +181,10 @@ class TransfoXLLayer(nn.Module):
         self.pos_ff = FeedForward(config)
 
     def forward(
-        self, hidden: Tensor, context: Tensor, around: Surroundings, shared: Shared, memory: MemoryLayer | None = None
+        self, hidden: Tensor, memory: Tensor | MemoryLayer | None, around: Surroundings, shared: Shared
     ) -> tuple[Tensor, Tensor | None]:
         """See `Attention.forward`."""
-        hidden, weights = self.dec_attn(hidden, context, around, shared, memory)
+        hidden, weights = self.dec_attn(hidden, memory, around, shared)
         return self.pos_ff(hidden), weights
 
 

@@ -102,16 +102,20 @@ class MemoryLayer(CacheLayerMixin):
         """Forget everything, the batch size included."""
         self.is_initialized = False
         self.distance: DistanceTerms | None = None
-        self.keys = self.values = torch.empty(0)  # the buffers, [B, N, slots, H]
+        self._hold(torch.empty(2, 0, 0, 0, 0))
         self._start = self._end = 0
+
+    def _hold(self, states: Tensor) -> None:
+        """Make `states [2, B, N, H, slots]` the buffer of keys and values."""
+        self._states = states
+        self.keys, self.values = states.mT.unbind()  # [B, N, slots, H]
+        self._flat_keys, self._flat_values = states.flatten(1, 2).unbind()  # [B*N, H, slots]
 
     def start(self, empty_key: Tensor, empty_value: Tensor, *, batch_size: int, length: int) -> None:
         """Begin with `length` slots that hold `empty_key` and `empty_value`, `[N, H]` each."""
-        self._empty = (empty_key, empty_value)
+        self._empty = torch.stack([empty_key, empty_value])
         capacity = self.mem_len + max(self.mem_len // 4, 16)
-        self.keys, self.values = (
-            empty[None, :, :, None].expand(batch_size, -1, -1, capacity).contiguous().mT for empty in self._empty
-        )
+        self._hold(self._empty[:, None, :, :, None].repeat(1, batch_size, 1, 1, capacity))
         self._start, self._end = 0, length
         self.is_initialized = True
 
@@ -159,47 +163,57 @@ class MemoryLayer(CacheLayerMixin):
                 seen = [order(states, dim=2) for states in seen]
             self._keep_last(seen)
             return seen[0], seen[1]
+        start, end = self._advance(n_new)
+        self.keys[:, :, end - n_new : end] = key_states
+        self.values[:, :, end - n_new : end] = value_states
+        return self.keys[:, :, start:end], self.values[:, :, start:end]
+
+    def append(self, keys_values: Tensor, *, span: int | None) -> tuple[Tensor, Tensor]:
+        """What `update` does for one token of each row, without gradients and quicker.
+
+        Args:
+            keys_values: `[2, B, N, H]`.
+            span: number of keys that the token may see at most, itself included; None for all.
+
+        Returns:
+            Keys and values that it sees, `[B*N, H, seen]`, views that the next call may overwrite.
+        """
+        start, end = self._advance(1)
+        self._states.select(4, end - 1).copy_(keys_values)
+        n_seen = end - start if span is None else min(end - start, span)
+        return self._flat_keys.narrow(2, end - n_seen, n_seen), self._flat_values.narrow(2, end - n_seen, n_seen)
+
+    def _advance(self, n_new: int) -> tuple[int, int]:
+        """Make room for `n_new` slots, which must fit; the slots that they see, they included, are those between."""
         if self._end + n_new > self.keys.shape[-2]:
-            self._move_to_front()
-        end = self._end + n_new
-        self.keys[:, :, self._end : end] = key_states
-        self.values[:, :, self._end : end] = value_states
-        seen_keys, seen_values = self.keys[:, :, self._start : end], self.values[:, :, self._start : end]
-        self._start, self._end = max(self._start, end - self.mem_len), end
-        return seen_keys, seen_values
+            length = self.length
+            self._states[..., :length] = self._states[..., self._start : self._end].clone()
+            self._start, self._end = 0, length
+        start, end = self._start, self._end + n_new
+        self._start, self._end = max(start, end - self.mem_len), end
+        return start, end
 
     def _keep_last(self, seen: list[Tensor]) -> None:
         kept = min(self.mem_len, seen[0].shape[-2])
-        buffers = []
-        for buffer, states in zip((self.keys, self.values), seen, strict=True):
-            renewed = torch.empty_like(buffer)  # autograd may still need the old one
-            renewed[:, :, :kept] = states[:, :, -kept:].detach()
-            buffers.append(renewed)
-        self.keys, self.values = buffers
+        states = torch.empty_like(self._states)  # autograd may still need the old one
+        for buffer, new in zip(states.mT, seen, strict=True):
+            buffer[:, :, :kept] = new[:, :, -kept:].detach()
+        self._hold(states)
         self._start, self._end = 0, kept
-
-    def _move_to_front(self) -> None:
-        length = self.length
-        for buffer in (self.keys, self.values):
-            buffer[:, :, :length] = buffer[:, :, self._start : self._end].clone()
-        self._start, self._end = 0, length
 
     def reset_rows(self, mask: Tensor) -> None:
         """Make the slots of the rows where `mask [B]` is True empty."""
-        self.keys, self.values = (
-            torch.where(mask.to(buffer.device)[:, None, None, None], empty[None, :, None], buffer)
-            for buffer, empty in zip((self.keys, self.values), self._empty, strict=True)
-        )
+        is_forgotten = mask.to(self._states.device)[None, :, None, None, None]
+        self._hold(torch.where(is_forgotten, self._empty[:, None, :, :, None], self._states).contiguous())
 
     def map_rows(self, take: Callable[[Tensor], Tensor]) -> None:
         """Replace the buffers by `take` of them, which selects or repeats rows (dim 0)."""
-        self.keys, self.values = take(self.keys.mT).mT, take(self.values.mT).mT
+        self._hold(torch.stack([take(states) for states in self._states]))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Move and convert everything that is held."""
-        self.keys, self.values = (buffer.to(device=device, dtype=dtype) for buffer in (self.keys, self.values))
-        key, value = self._empty
-        self._empty = (key.to(device=device, dtype=dtype), value.to(device=device, dtype=dtype))
+        self._hold(self._states.to(device=device, dtype=dtype))
+        self._empty = self._empty.to(device=device, dtype=dtype)
         self.distance = None
 
     def get_seq_length(self) -> int:
@@ -243,6 +257,7 @@ class TransfoXLCache(Cache):
         """Forget everything; the next call may have another batch size."""
         for layer in self.layers:
             layer.reset()
+        self.token_step: Any = None  # what the model computes single tokens with (stepping.py)
         self.row_lengths: Tensor | None = None
         self.has_uneven_rows = False  # whether rows may hold different numbers of real tokens
         self._n_seen = 0

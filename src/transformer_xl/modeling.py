@@ -19,13 +19,15 @@ from transformers import GenerationMixin
 
 from .adaptive import AdaptiveEmbedding, AdaptiveLogSoftmax
 from .attention import DistanceTerms, VisibleKeys, key_distances, n_distances, sinusoid
-from .blocked_attention import ATTENTION_FUNCTIONS
 from .configuration import TransfoXLConfig
+from .dropout import Dropout
+from .implementations import ATTENTION_FUNCTIONS
 from .layers import Shared, Surroundings, TransfoXLLayer
 from .memory import TransfoXLCache, check_mems, empty_mems
 from .outputs import TransfoXLLMHeadModelOutput, TransfoXLModelOutput, TransfoXLSequenceClassifierOutputWithPast
 from .padding import RowAlignment, split_mask
 from .pretrained import TransfoXLPreTrainedModel
+from .stepping import TokenStep
 
 
 class TransfoXLModel(TransfoXLPreTrainedModel):
@@ -41,8 +43,8 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             div_val=config.div_val,
             sample_softmax=config.sample_softmax > 0,
         )
-        self.drop: nn.Module = nn.Dropout(config.dropout)  # of embeddings and position signal
-        self.output_drop: nn.Module = nn.Dropout(config.dropout)
+        self.drop: nn.Module = Dropout(config.dropout)  # of embeddings and position signal
+        self.output_drop: nn.Module = Dropout(config.dropout)
         self.layers = nn.ModuleList(TransfoXLLayer(config) for _ in range(config.n_layer))
         heads = (config.n_head, config.d_head)
         if config.attn_type == 0 and not config.untie_r:
@@ -146,25 +148,26 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             assert around.signal is not None  # no cache without memory
             hidden = hidden + around.signal
         hidden = self.drop(hidden)
+        if cache is not None and not output_hidden_states:
+            last = self._step(hidden, cache, around)
+            if last is not None:
+                output = TransfoXLModelOutput(last_hidden_state=last, past_key_values=cache)
+                return output if return_dict else output.to_tuple()
 
-        hidden_states, attentions, contexts = [], [], []
+        hidden_states, attentions, inputs = [], [], []
+        is_checkpointed = self.gradient_checkpointing and self.training and cache is None
         for i, layer in enumerate(self.layers):
             hidden_states.append(hidden)
             hidden = self._add_learned_positions(hidden, i)
             if alignment is not None:
                 hidden = hidden * alignment.aligned_mask[..., None]  # padding is a zero vector, like any empty slot
-            if cache is None and memory_len:
-                context = torch.cat([memory[i], hidden], dim=1)
-                context = context if alignment is None else alignment.align_context(context, dim=1)
-            else:
-                context = hidden  # one matrix product then gives queries, keys and values
-            contexts.append(context)
-            memory_layer = None if cache is None else cache.layers[i]
+            inputs.append(hidden)
+            past = cache.layers[i] if cache is not None else memory[i] if memory_len else None
             shared = self._shared(i, k_len)
-            if self.gradient_checkpointing and self.training and cache is None:
-                hidden, weights = checkpoint(layer, hidden, context, around, shared, use_reentrant=False)
+            if is_checkpointed:
+                hidden, weights = checkpoint(layer, hidden, past, around, shared, use_reentrant=False)
             else:
-                hidden, weights = layer(hidden, context, around, shared, memory_layer)
+                hidden, weights = layer(hidden, past, around, shared)
             attentions.append(weights)
         hidden = self.output_drop(hidden)
         hidden_states.append(hidden)
@@ -176,7 +179,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             attentions = [alignment.restore_weights(w) for w in attentions] if output_attentions else attentions
         output = TransfoXLModelOutput(
             last_hidden_state=hidden_states[-1],
-            mems=self._remember(contexts, ext_len) if cache is None and self.config.mem_len else None,
+            mems=self._remember(memory, inputs, alignment, ext_len) if cache is None and self.config.mem_len else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
             past_key_values=cache,
@@ -333,6 +336,26 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         signal = sinusoid(distances, self.config.d_model, dtype=self.dtype)
         return self.drop(signal) if self.config.attn_type == 0 else signal
 
+    def _step(self, hidden: Tensor, cache: TransfoXLCache, around: Surroundings) -> Tensor | None:
+        """What `forward` gives for one token a row, the short way; None where that cannot be taken."""
+        is_plain = around.alignment is None and around.visible.n_hidden is None and around.implementation == "sdpa"
+        is_simple = hidden.shape[1] == 1 and hidden.device.type == "cpu" and not torch.is_grad_enabled()
+        is_other = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+        if not is_plain or not is_simple or is_other or around.signal is not None:
+            return None
+        if cache.token_step is None or cache.token_step.layers is not self.layers:
+            can_take = TokenStep.can_take(self.layers)
+            cache.token_step = TokenStep(self.layers, pre_lnorm=self.config.pre_lnorm) if can_take else None
+        step: TokenStep | None = cache.token_step
+        if step is None or not step.is_right:
+            return None
+        k_len, is_shaw = cache.memory_len + 1, self.config.attn_type == 1
+        of_all = None if is_shaw else self._shared(0, k_len)
+        last = step(hidden, cache.layers, span=around.visible.span, shared=lambda i: of_all or self._shared(i, k_len))
+        cache.advance(None, 1)
+        dropped: Tensor = self.output_drop(last)
+        return dropped
+
     def _implementation(self, output_attentions: bool) -> str:
         name = "eager" if output_attentions else self.config._attn_implementation
         if name not in ATTENTION_FUNCTIONS:
@@ -363,10 +386,23 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         table = DistanceTerms(self.r_emb[i, rows].transpose(0, 1), None, self.r_bias[i, rows].T)
         return Shared(self.r_w_bias[i], None, table)
 
-    def _remember(self, contexts: list[Tensor], ext_len: int) -> list[Tensor]:
-        end = max(contexts[0].shape[1] - ext_len, 0)
-        kept = slice(max(end - self.config.mem_len, 0), end)
-        return [context[:, kept].detach().transpose(0, 1) for context in contexts]
+    def _remember(
+        self, memory: list[Tensor], inputs: list[Tensor], alignment: RowAlignment | None, ext_len: int
+    ) -> list[Tensor]:
+        """The last inputs of each layer, `[M, B, D]`, from those before the segment and those of the segment."""
+        memory_len = memory[0].shape[1]
+        end = max(memory_len + inputs[0].shape[1] - ext_len, 0)
+        start = max(end - self.config.mem_len, 0)
+        mems = []
+        for past, new in zip(memory, inputs, strict=True):
+            if alignment is not None:
+                kept = alignment.align_context(torch.cat([past, new.detach()], dim=1), dim=1)[:, start:end]
+            elif start >= memory_len:
+                kept = new[:, start - memory_len : end - memory_len].detach()
+            else:
+                kept = torch.cat([past[:, start:end], new[:, : max(end - memory_len, 0)].detach()], dim=1)
+            mems.append(kept.transpose(0, 1))
+        return mems
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -1,7 +1,7 @@
 """The stack machine of pickles, with everything that would reach Python code taken out of it.
 
-`pickle_reader.py` knows the instructions; here is what they do: take bytes, fill containers, write down names and calls,
-and pay for all of it out of one account.
+`pickle_reader.py` knows the instructions; here is what they do: take bytes, fill containers, write down names and
+calls, and pay for all of it out of one account.
 """
 
 from collections.abc import Callable, Iterable

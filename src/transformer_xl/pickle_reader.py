@@ -82,8 +82,8 @@ _ONE_BYTE, _TWO_BYTES, _FOUR_BYTES = b"KMJ"
 _short_at, _signed_at, _unsigned_at = (struct.Struct(layout).unpack_from for layout in ("<H", "<i", "<I"))
 
 
-def _run_instructions(machine: PickleMachine) -> None:
-    """Runs to the end. The instructions of which a vocabulary is made are written out: calls would triple its time.
+def _run_instructions(machine: PickleMachine) -> None:  # noqa: PLR0912, PLR0915 - the branches are what makes it fast
+    """Runs to the end. The instructions of which a vocabulary is made are written out: calls would double its time.
 
     A number or text that the end of the data cuts off needs no check of its own: the position is then beyond the end,
     where the next instruction is missed.
@@ -111,29 +111,16 @@ def _run_instructions(machine: PickleMachine) -> None:
                 memo[place] = text
                 bytes_left -= costs[_PUT]
                 position += 5
-        elif opcode == _GET:
-            entries = _ENTRIES.match(data, position - 1)
-            found = [] if entries is None else _known_words_and_numbers(entries[0], memo)
-            if entries is not None and found:
-                stack += found
-                position = entries.end()
-                bytes_left -= (costs[_GET] + costs[_FOUR_BYTES]) * len(found) // 2
-                continue
-            (place,) = _unsigned_at(data, position)
-            position += 4
-            if place not in memo:
-                raise machine.damaged(f"asks for memo place {place}, which was never filled")
-            stack.append(memo[place])
+        elif opcode == _GET and (found := _known_words_and_numbers(data, position - 1, memo)):
+            stack += found
+            position = position - 1 + len(found) // 2 * _LAYOUTS[data[position + 4]].size
+            bytes_left -= (costs[_GET] + costs[_FOUR_BYTES]) * len(found) // 2
         elif opcode == _FOUR_BYTES:
             stack += _signed_at(data, position)
             position += 4
         elif opcode == _TWO_BYTES:
             stack += _short_at(data, position)
             position += 2
-        elif opcode == _PUT:
-            (place,) = _unsigned_at(data, position)
-            memo[place] = stack[-1]
-            position += 4
         elif opcode == _SHORT_TEXT:
             start = position + 1
             position = start + data[position]
@@ -159,9 +146,12 @@ _ENTRIES = re.compile(rb"(?:j....J....){2,1000}+|(?:j....M..){2,1000}+|(?:j....K
 _LAYOUTS = {_FOUR_BYTES: struct.Struct("<xIxi"), _TWO_BYTES: struct.Struct("<xIxH"), _ONE_BYTE: struct.Struct("<xIxB")}
 
 
-def _known_words_and_numbers(entries: bytes, memo: dict[int, Any]) -> list[Any]:
-    """What such a run pushes; nothing if a memo place was never filled."""
-    places, numbers = zip(*_LAYOUTS[entries[5]].iter_unpack(entries), strict=True)
+def _known_words_and_numbers(data: bytes, position: int, memo: dict[int, Any]) -> list[Any]:
+    """What a run at `position` pushes; nothing if there is none, or if one of its memo places was never filled."""
+    entries = _ENTRIES.match(data, position)
+    if entries is None:
+        return []
+    places, numbers = zip(*_LAYOUTS[data[position + 5]].iter_unpack(entries[0]), strict=True)
     pushed: list[Any] = [None] * (2 * len(places))
     try:
         pushed[::2] = map(memo.__getitem__, places)
@@ -357,8 +347,10 @@ _INSTRUCTIONS: list[tuple[bytes, int, _Handler]] = [
     (b"\x90", 16, _add_elements),
     (b"p", 100, lambda m: m.remember(m.take_integer())),
     (b"q", 100, lambda m: m.remember(m.take_number(1))),
+    (b"r", 100, lambda m: m.remember(m.take_number(4))),
     (b"g", 16, lambda m: m.recall(m.take_integer())),
     (b"h", 16, lambda m: m.recall(m.take_number(1))),
+    (b"j", 16, lambda m: m.recall(m.take_number(4))),
     (b"c", 200, _global),
     (b"\x93", 200, _stack_global),
     (b"R", 400, _reduce),
@@ -380,8 +372,8 @@ _COSTS = [16] * 256
 for _code, _cost, _handler in _INSTRUCTIONS:
     _HANDLERS[_code[0]], _COSTS[_code[0]] = _handler, _cost
 for _opcode, _cost in (  # those that `_run_instructions` executes itself
-    *((_SHORT_TEXT, 72), (_TEXT, 72), (_MEMOIZE, 100), (_PUT, 100), (_GET, 16)),
-    *((_ONE_BYTE, 40), (_TWO_BYTES, 40), (_FOUR_BYTES, 40), (_STOP, 16)),
+    *((_SHORT_TEXT, 72), (_TEXT, 72), (_MEMOIZE, 100), (_STOP, 16)),
+    *((_ONE_BYTE, 40), (_TWO_BYTES, 40), (_FOUR_BYTES, 40)),
 ):
     _COSTS[_opcode] = _cost
 

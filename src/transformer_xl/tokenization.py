@@ -26,6 +26,7 @@ from transformers.utils import logging
 from .moses import MosesRules, moses_rules
 from .vocabulary import (
     TokenIds,
+    check_options,
     find_vocabulary,
     place_added_tokens,
     propose_cutoffs,
@@ -106,6 +107,10 @@ class TransfoXLTokenizer(PythonBackend):
     ) -> None:
         old_files = [kwargs.pop(name, None) for name in ("pretrained_vocab_file_pickle", "pretrained_vocab_file_torch")]
         stored = find_vocabulary([pretrained_vocab_file, *old_files], vocab_file, kwargs.get("name_or_path"))
+        check_options(
+            {"special": special, "min_freq": min_freq, "max_size": max_size, "lower_case": lower_case}
+            | {"delimiter": delimiter, "never_split": never_split, "language": language}
+        )
         old = stored.options  # an argument with its default gives way to what an old file says
         self.vocab_file = vocab_file
         self.special = list(special if special is not None else old.get("special", []))

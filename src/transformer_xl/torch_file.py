@@ -150,7 +150,8 @@ class _Storages:
             raise self.machine.refused("a tensor with an offset, size or stride that is no count")
         count = math.prod(size)
         reach = sum((length - 1) * step for length, step in zip(size, stride, strict=True)) + 1 if count else 0
-        if offset + reach > values.numel() or count > values.numel():
+        is_countable = math.prod(filter(None, size)) < 1 << 63  # torch multiplies sizes even if one of them is 0
+        if offset + reach > values.numel() or count > values.numel() or not is_countable:
             raise self.machine.refused(
                 f"a tensor of size {list(size)}, stride {list(stride)} and offset {offset} that does not fit "
                 f"its storage of {values.numel()} values"

@@ -10,11 +10,13 @@ Old files are read by `pickle_reader.py`, which executes nothing; only `vocab.js
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, count
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from .pickle_reader import PickledObject, read_pickle, read_torch_file
@@ -24,14 +26,14 @@ MIN_CLUSTER = 1000  # words; a smaller cluster costs a device as much as this on
 PLAIN_SOFTMAX_WORDS = 20_000  # below this the whole softmax is computed faster than its parts
 _TORCH_ZIP = b"PK\x03\x04"
 _TORCH_STREAM = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the magic number before torch 1.6
-_OPTION_TYPES: dict[str, type | tuple[type, ...]] = {
-    "special": list,
-    "min_freq": int,
-    "max_size": int,
-    "lower_case": bool,
-    "delimiter": str,
-    "never_split": list,
-    "language": str,
+_OPTIONS: dict[str, tuple[type | UnionType, str]] = {
+    "special": (list | tuple, "a list of texts"),
+    "min_freq": (int, "an integer"),
+    "max_size": (int, "an integer"),
+    "lower_case": (bool, "True or False"),
+    "delimiter": (str, "a text"),
+    "never_split": (list | tuple, "a list of texts"),
+    "language": (str, "a text"),
 }
 
 
@@ -111,9 +113,11 @@ def write_vocabulary(path: str | os.PathLike[str], words: Sequence[str]) -> None
 
 
 def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; give a vocabulary file, one of {', '.join(VOCABULARY_FILES)}")
     try:
+        kind = path.stat().st_mode
+        if not stat.S_ISREG(kind):  # a device or pipe may have no end
+            what = "a directory" if stat.S_ISDIR(kind) else "no regular file"
+            raise ValueError(f"{path} is {what}; give a vocabulary file, one of {', '.join(VOCABULARY_FILES)}")
         return path.read_bytes()
     except FileNotFoundError:
         raise ValueError(
@@ -147,14 +151,16 @@ def _words_of_lines(data: bytes, path: Path) -> list[str]:
 
 
 def _words_of_json(data: bytes, path: Path) -> list[str]:
+    text = _decode(data, path)
     try:
-        words = json.loads(_decode(data, path))
+        words = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON: line {error.lineno}, {error.msg}; it must be a list of words"
         ) from None
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply; it must be a list of words") from None
+    except (RecursionError, ValueError) as error:  # the latter: an integer of thousands of digits
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else "holds a number"
+        raise ValueError(f"{path} {reason}; it must be a list of words") from None
     return _check_words(words, path)
 
 
@@ -190,11 +196,7 @@ def _find_vocabulary(stored: Any, path: Path) -> StoredVocabulary:
         )
     return StoredVocabulary(
         words=_ordered_words(stored.get("idx2sym"), stored.get("sym2idx"), path),
-        options={
-            name: stored[name]
-            for name, kind in _OPTION_TYPES.items()
-            if isinstance(stored.get(name), kind) and _is_plain(stored[name])
-        },
+        options={name: stored[name] for name in _OPTIONS if _fits(name, stored.get(name))},
         counts=_plain_counts(stored.get("counter")),
     )
 
@@ -207,18 +209,33 @@ def _plain_counts(counts: Any) -> dict[str, int]:
     return {word: count for word, count in counts.items() if isinstance(word, str) and isinstance(count, int)}
 
 
-def _is_plain(value: Any) -> bool:
-    return not isinstance(value, list) or all(isinstance(entry, str) for entry in value)
+def _fits(option: str, value: Any) -> bool:
+    kind, _ = _OPTIONS[option]
+    is_flag = isinstance(value, bool)  # which is an int as well
+    entries = value if isinstance(value, list | tuple) else ()
+    return isinstance(value, kind) and is_flag == (kind is bool) and all(isinstance(entry, str) for entry in entries)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuses options of a tokenizer that are of another type than they must be; None stands for a default.
+
+    Raises:
+        TypeError: one is.
+    """
+    for name, value in options.items():
+        if value is not None and not _fits(name, value):
+            raise TypeError(f"{name}={value!r:.80} must be {_OPTIONS[name][1]}")
 
 
 def _ordered_words(by_id: Any, ids: Any, path: Path) -> list[str]:
     """The words in the order of their ids; both directions of an old vocabulary must say the same."""
     if ids is not None and not isinstance(ids, Mapping):
         raise ValueError(f"{path}: sym2idx is a {type(ids).__name__}; it must map each word to its id")
-    if not by_id and ids:
-        by_id = sorted(
-            ids, key=lambda word: (not isinstance(ids[word], int), ids[word] if isinstance(ids[word], int) else 0)
-        )
+    if ids is not None and not set(map(type, ids.values())) <= {int}:
+        word, index = next((word, index) for word, index in ids.items() if type(index) is not int)
+        raise ValueError(f"{path}: sym2idx gives {word!r:.80} a {type(index).__name__}; each word must have an id")
+    if ids and (by_id is None or by_id == []):
+        by_id = sorted(ids, key=ids.__getitem__)
     words = _check_words(by_id, f"{path}, idx2sym")
     if ids is not None and ids != dict(zip(words, range(len(words)), strict=True)):
         wrong = next((word for index, word in enumerate(words) if ids.get(word) != index), None)
@@ -322,6 +339,7 @@ __all__ = [
     "VOCABULARY_FILES",
     "StoredVocabulary",
     "TokenIds",
+    "check_options",
     "find_vocabulary",
     "place_added_tokens",
     "propose_cutoffs",

@@ -4,13 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from time import sleep
+from typing import Annotated, NoReturn
 
 import typer
 
-from .errors import EXIT_INTERRUPTED, UserError
+from .errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 EXIT_LOST_PROCESS = 1
+LAST_WORD_S = 2.0
 
 
 def train(
@@ -84,17 +86,27 @@ def _told_once() -> Iterator[None]:
         # From then on, the processes agree on who tells it; before, the first on each machine does.
         if is_initialized() or os.environ.get("LOCAL_RANK", "0") == "0":
             raise
-        raise typer.Exit(EXIT_USER_ERROR) from None
+        _end_silently()
     except Exception as error:
-        from transformer_xl.training.processes import Elsewhere, is_lost_process
+        from transformer_xl.training.processes import Elsewhere, loss_of_process
 
         if isinstance(error, Elsewhere):
-            raise typer.Exit(EXIT_USER_ERROR) from None
-        if not is_lost_process(error):
+            _end_silently()
+        loss = loss_of_process(error)
+        if loss is None:
             raise
-        message = f"Another process of this run was lost ({str(error).splitlines()[0]})"
-        typer.echo(f"transformer-xl: error: {message}: start all again with --resume.", err=True)
+        typer.echo(
+            f"transformer-xl: error: Another process of this run was lost, says process {os.environ.get('RANK', '0')} "
+            f"({loss}): start all again with --resume, or let torchrun do it (--max-restarts).",
+            err=True,
+        )
         raise typer.Exit(EXIT_LOST_PROCESS) from None
+
+
+def _end_silently() -> NoReturn:
+    """End after the process that tells what is wrong: torchrun ends all as soon as one has ended."""
+    sleep(LAST_WORD_S)
+    raise typer.Exit(EXIT_USER_ERROR)
 
 
 def recipe_folder() -> Path:

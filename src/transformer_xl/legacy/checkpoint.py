@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_xl.configuration import ALIASES, TransfoXLConfig
 
+from .sizes import cluster_widths
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -22,8 +24,14 @@ REQUIRED = ("mem_len", "clamp_len", "same_length")
 READ_FROM_WEIGHTS = {"adaptive", "proj_share_all_but_first", "proj_same_dim", "tie_projs"}
 """Arguments of the authors' code that the weights answer, so that what is given for them plays no part."""
 
+SETTINGS = {
+    *(set(TransfoXLConfig.__annotations__) - {"attribute_map", "keys_to_ignore_at_inference"}),
+    *("id2label", "label2id", "problem_type"),
+}
+"""Config fields that a file may set; the others that the base class has are its own business."""
+
 NOT_ARGUMENTS = {"architectures", "dtype", "torch_dtype", "transformers_version", "model_type"}
-"""Keys of a `config.json` that are no settings of a model."""
+"""Keys of a `config.json` that are no settings of a model, and need no mention."""
 
 
 @dataclass(slots=True)
@@ -80,6 +88,7 @@ def settle_config(
             "JSON file with --arguments, or name a --preset."
         )
     _refuse_other_counts(checkpoint, values)
+    _refuse_labels_without_numbers(checkpoint, values.get("id2label"))
     _fit_position_rows(checkpoint, values, is_given="tgt_len" in given)
     defaulted = [name for name in ("dropout", "dropatt") if name not in values]
     config = TransfoXLConfig(
@@ -92,7 +101,7 @@ def _known_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     known, unused = {}, []
     for key, value in values.items():
         name = ALIASES.get(key, key)
-        if name in TransfoXLConfig.__dataclass_fields__ and name not in NOT_ARGUMENTS:
+        if name in SETTINGS:
             known[name] = value
         elif key not in READ_FROM_WEIGHTS and key not in NOT_ARGUMENTS:
             unused.append(key)
@@ -103,8 +112,8 @@ def _refuse_contradictions(checkpoint: LegacyCheckpoint, values: Mapping[str, An
     for name, size in checkpoint.sizes.items():
         if values.get(name) is not None and not _says_the_same(checkpoint, name, values[name]):
             raise ValueError(
-                f"{origin} says {name}={values[name]!r}, but the weights in {checkpoint.path} have {name}={size!r}: "
-                "correct or remove it."
+                f"{origin} says {name}={values[name]!r:.80}, but the weights in {checkpoint.path} have "
+                f"{name}={size!r}: correct or remove it."
             )
 
 
@@ -127,6 +136,14 @@ def _refuse_other_counts(checkpoint: LegacyCheckpoint, values: Mapping[str, Any]
         )
 
 
+def _refuse_labels_without_numbers(checkpoint: LegacyCheckpoint, labels: Any) -> None:
+    if labels is not None and not (isinstance(labels, dict) and all(str(key).isdecimal() for key in labels)):
+        raise ValueError(
+            f"{checkpoint.path} says id2label={labels!r:.80}, but it must map the numbers of classes to their names: "
+            "correct or remove it."
+        )
+
+
 def _says_the_same(checkpoint: LegacyCheckpoint, name: str, value: Any) -> bool:
     """Whether `value` gives the weights' shapes; of several `div_val` that do, the weights show only one."""
     size = checkpoint.sizes[name]
@@ -134,7 +151,7 @@ def _says_the_same(checkpoint: LegacyCheckpoint, name: str, value: Any) -> bool:
         return bool(value == size)
     d_embed = checkpoint.sizes["d_embed"]
     n_clusters = len(checkpoint.sizes.get("cutoffs", ())) + 1
-    return [d_embed // value**i for i in range(n_clusters)] == [d_embed // size**i for i in range(n_clusters)]
+    return cluster_widths(d_embed, value, n_clusters) == cluster_widths(d_embed, size, n_clusters)
 
 
 def _fit_position_rows(checkpoint: LegacyCheckpoint, values: dict[str, Any], *, is_given: bool) -> None:

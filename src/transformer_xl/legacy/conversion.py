@@ -29,6 +29,7 @@ _CLASSES: dict[str, type[TransfoXLPreTrainedModel]] = {
     "TransfoXLForSequenceClassification": TransfoXLForSequenceClassification,
     "TransfoXLModel": TransfoXLModel,
 }
+_WEIGHT_TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _END_SYMBOLS = ("<eos>", "<S>")  # the second in the authors' One Billion Word vocabulary
 
 
@@ -99,6 +100,7 @@ def convert(
             tokenizer.save_pretrained(folder)
         mean_loss = _verify(model, folder, n_words=None if stored is None else len(stored.words))
         n_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        _check_output(output)  # once more, as what has appeared there meanwhile would be lost
     return Conversion(
         format=checkpoint.format,
         architecture=checkpoint.architecture,
@@ -117,6 +119,8 @@ def convert(
 
 
 def _check_output(output: Path) -> None:
+    if not output.name or output.name == "..":
+        raise ValueError(f"{output} has no name of its own; name a folder that does not exist yet.")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; name a folder that does not exist yet.")
     if output.exists() and any(output.iterdir()):
@@ -143,7 +147,7 @@ def filled_model(checkpoint: LegacyCheckpoint, config: TransfoXLConfig) -> Trans
     model_class = _CLASSES[checkpoint.architecture]
     with torch.device("meta"):  # so that no memory is taken for shapes that the file only claims
         weights = _assigned_weights(checkpoint, model_class(config))
-    dtypes = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
+    dtypes = {weight.dtype for weight in weights.values()}
     model = model_class(config)
     model.to(dtypes.pop() if len(dtypes) == 1 else torch.float32).eval()
     for name, parameter in model.named_parameters():
@@ -183,6 +187,11 @@ def _check_weights(checkpoint: LegacyCheckpoint, parameter: Tensor, given: dict[
                 f"{checkpoint.path}: the weight {name} has shape {list(weight.shape)}, but by the config it must have "
                 f"{list(parameter.shape)}: correct the arguments."
             )
+        if weight.dtype not in _WEIGHT_TYPES:
+            raise ValueError(
+                f"{checkpoint.path}: the weight {name} is of {weight.dtype}; weights are floating-point numbers of "
+                "16, 32 or 64 bits."
+            )
         if not weight.isfinite().all():
             raise ValueError(f"{checkpoint.path}: the weight {name} holds values that are not finite; refused.")
         if weight.dtype != first.dtype or not torch.equal(weight, first):
@@ -192,7 +201,10 @@ def _check_weights(checkpoint: LegacyCheckpoint, parameter: Tensor, given: dict[
 
 
 def _saved_tokenizer(folder: Path) -> TransfoXLTokenizer:
-    tokenizer: TransfoXLTokenizer = TransfoXLTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        tokenizer: TransfoXLTokenizer = TransfoXLTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # transformers does not check what it reads
+        raise ValueError(f"{folder}: the tokenizer in it cannot be used: {error}") from error
     return tokenizer
 
 

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from transformer_xl.configuration import ALIASES, TransfoXLConfig
+from transformer_xl.configuration import ALIASES
 from transformer_xl.torch_file import read_torch_file
 
-from .checkpoint import LegacyCheckpoint
+from .checkpoint import SETTINGS, LegacyCheckpoint
 from .sizes import position_rows, sizes_of
 
 WEIGHT_FILES = (
@@ -28,7 +28,7 @@ WEIGHT_FILES = (
 )
 VOCABULARIES = ("vocab.json", "vocab.pkl", "vocab.bin", "vocab.txt")
 ARCHITECTURES = ("TransfoXLLMHeadModel", "TransfoXLForSequenceClassification", "TransfoXLModel")
-MAX_JSON_BYTES = 1 << 26
+MAX_JSON_BYTES = 1 << 23  # real ones have some kilobytes
 
 
 def is_state_dict(value: Any) -> bool:
@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, too many for a JSON file of settings.")
     try:
         content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # text that is no JSON, or an integer of thousands of digits
         raise ValueError(
             f"{path} is not valid JSON ({type(error).__name__}); it must hold an object {{...}}."
         ) from None
@@ -152,12 +152,10 @@ def _repeats_shared_bias(name: str, weight: Tensor, state: dict[str, Any]) -> bo
 
 def _known_settings(config: dict[str, Any]) -> dict[str, Any]:
     named = {ALIASES.get(name, name): value for name, value in config.items()}
-    known = {name: named[name] for name in named if name in TransfoXLConfig.__dataclass_fields__}
+    known = {name: value for name, value in named.items() if name in SETTINGS}
     if known.pop("adaptive", True) is False:
         known["cutoffs"] = None  # old releases made clusters all the same; the weights tell
-    return {
-        name: value for name, value in known.items() if name not in ("architectures", "dtype", "transformers_version")
-    }
+    return known
 
 
 def _architecture(tensors: dict[str, Tensor]) -> str:

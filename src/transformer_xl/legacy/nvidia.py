@@ -19,7 +19,15 @@ from transformer_xl.pickle_reader import PickledObject
 
 from .checkpoint import LegacyCheckpoint
 from .original import rename
-from .sizes import EMBEDDING, EMBEDDING_PROJECTION, OUTPUT, OUTPUT_PROJECTION, position_rows, sizes_of
+from .sizes import (
+    EMBEDDING,
+    EMBEDDING_PROJECTION,
+    OUTPUT,
+    OUTPUT_PROJECTION,
+    count_clusters,
+    position_rows,
+    sizes_of,
+)
 
 _OPTIONS = {
     "mem_len", "tgt_len", "ext_len", "clamp_len", "same_length", "dropout", "dropatt", "pre_lnorm", "cutoffs", "n_head",
@@ -54,12 +62,13 @@ def read_checkpoint(value: Mapping[str, Any], path: Path) -> LegacyCheckpoint:
         re.match(r"crit\.(out_layers_biases|out_layers_weights|shared_out_projs)\.", name) for name in state
     )
     recorded = _recorded_config(value)
-    if recorded.get("sample_softmax", -1) > 0:
+    n_samples = recorded.get("sample_softmax", -1)
+    if type(n_samples) is not int or n_samples > 0:
         raise ValueError(f"{path} was trained with a sampled softmax (sample_softmax > 0), which is not read.")
     tensors, ignored = rename(_first_generation_names(state, path) if is_second else state, path)
     _unfold_position_table(tensors, recorded)
     if is_second:
-        _complete_projections(tensors, recorded)
+        _complete_projections(tensors, path)
     sizes = sizes_of(tensors, path)
     options = {name: recorded[name] for name in _OPTIONS - sizes.keys() if recorded.get(name) is not None}
     for name in set(value) - {"model_state", "model_config", "vocab"}:
@@ -101,15 +110,15 @@ def _first_generation_names(state: Mapping[str, Any], path: Path) -> dict[str, A
                 )
         else:
             renamed[name] = weight
-    n_tables = sum(name.startswith("word_emb.emb_layers.") for name in state)
-    for i in range(n_tables):  # tied output matrices are not stored at all
-        renamed.setdefault(f"{OUTPUT}.{i}.weight", state[f"word_emb.emb_layers.{i}.weight"])
+    for name, table in state.items():
+        if match := re.fullmatch(r"word_emb\.emb_layers\.(\d+)\.weight", name):
+            renamed.setdefault(f"{OUTPUT}.{match[1]}.weight", table)  # tied output matrices are not stored at all
     return renamed
 
 
-def _complete_projections(tensors: dict[str, Tensor], recorded: Mapping[str, Any]) -> None:
+def _complete_projections(tensors: dict[str, Tensor], path: Path) -> None:
     """Adds the softmax projections that are the embedding's, which the second generation does not store."""
-    n_clusters = len(tensors.get("crit.cluster_bias", ())) + 1
+    n_clusters = count_clusters(tensors, path)
     n_tables = sum(name.startswith(f"{EMBEDDING}.") for name in tensors)
     for i in range(n_clusters):
         shared = tensors.get(f"{EMBEDDING_PROJECTION}.{i if n_tables > 1 else 0}")

@@ -89,7 +89,7 @@ def rename(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], dic
                 f"{path}: the weight {name[:80]!r} is a {type(value).__name__}, no tensor; the file is damaged."
             )
         elif name in _CLUSTERS:
-            tensors[name] = value.flip(0)
+            tensors[name] = value.flip(0) if value.dim() else value  # its shape is refused later
         elif name.startswith(("word_emb.", "layers.")) or name in ("r_w_bias", "r_r_bias", "r_emb", "r_bias"):
             tensors[f"transformer.{name}"] = value
         elif name.startswith("crit."):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 MAX_WIDTH = 1 << 20  # of any matrix that tells a size
+MAX_COUNT = 256  # layers or clusters; making a layer takes memory and time even if it has no weights
 EMBEDDING = "transformer.word_emb.emb_layers"
 EMBEDDING_PROJECTION = "transformer.word_emb.emb_projs"
 OUTPUT = "crit.out_layers"
@@ -36,7 +38,7 @@ def sizes_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         **_attention_sizes(tensors, output[1]),
         **_embedding_sizes(tensors, path, d_model=output[0]),
     }
-    n_clusters = len(sizes.get("cutoffs", tensors.get("crit.cluster_bias", ()))) + 1
+    n_clusters = len(sizes["cutoffs"]) + 1 if "cutoffs" in sizes else count_clusters(tensors, path)
     return sizes | _ties(tensors, n_clusters)
 
 
@@ -50,12 +52,29 @@ def count(tensors: Mapping[str, Tensor], pattern: str, path: Path) -> int:
     """The number n of indices in the names that start with `pattern`; they must be 0 to n-1."""
     matches = (re.match(pattern, name) for name in tensors)
     indices = {int(match[1]) for match in matches if match and len(match[1]) < 9}
+    what = pattern.replace("\\", "").replace("(d+)", "N")
     if not indices or max(indices) + 1 != len(indices):
-        what = pattern.replace("\\", "").replace("(d+)", "N")
         raise ValueError(
             f"{path}: the weights {what}... are missing or incomplete; the file is damaged or no Transformer-XL."
         )
+    if len(indices) > MAX_COUNT:
+        raise ValueError(
+            f"{path}: N in the weights {what}... has {len(indices)} values, more than {MAX_COUNT}; refused."
+        )
     return len(indices)
+
+
+def count_clusters(tensors: Mapping[str, Tensor], path: Path) -> int:
+    """The number of clusters, of which the softmax has a bias for each but the first."""
+    bias = tensors.get("crit.cluster_bias")
+    if bias is None:
+        return 1
+    if bias.dim() != 1 or len(bias) >= MAX_COUNT:
+        raise ValueError(
+            f"{path}: the weight crit.cluster_bias has shape {list(bias.shape)}, but it must be a row of less than "
+            f"{MAX_COUNT} numbers; the file is damaged."
+        )
+    return len(bias) + 1
 
 
 def _matrix(tensors: Mapping[str, Tensor], name: str, path: Path) -> tuple[int, int]:
@@ -104,10 +123,16 @@ def _embedding_sizes(tensors: Mapping[str, Tensor], path: Path, *, d_model: int)
 
 def _divisor(widths: list[int], path: Path) -> int:
     """The smallest `div_val` with which cluster i is `widths[0] // div_val**i` wide."""
-    for divisor in range(2, widths[0] + 1):
-        if [widths[0] // divisor**i for i in range(len(widths))] == widths:
+    first, second = widths[:2]
+    for divisor in range(max(2, first // (second + 1) + 1), first // second + 1):  # those that give the second
+        if all(width // divisor == narrower for width, narrower in pairwise(widths)):
             return divisor
     raise ValueError(f"{path}: the embeddings have the widths {widths}, which no div_val gives; the file is damaged.")
+
+
+def cluster_widths(d_embed: int, div_val: int, n_clusters: int) -> list[int]:
+    """The width of the embedding of each cluster, `d_embed // div_val**i`."""
+    return list(accumulate(range(1, n_clusters), lambda width, _: width // div_val, initial=d_embed))
 
 
 def _ties(tensors: Mapping[str, Tensor], n_clusters: int) -> dict[str, Any]:
@@ -136,9 +161,12 @@ __all__ = [
     "EMBEDDING",
     "EMBEDDING_PROJECTION",
     "FEED_FORWARD",
+    "MAX_COUNT",
     "OUTPUT",
     "OUTPUT_PROJECTION",
+    "cluster_widths",
     "count",
+    "count_clusters",
     "position_rows",
     "sizes_of",
 ]

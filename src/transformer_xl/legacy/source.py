@@ -32,6 +32,8 @@ def read_source(source: Path) -> LegacyCheckpoint:
         return _read_folder(source)
     if not source.exists():
         raise ValueError(f"{source} does not exist, and neither does {source.name}.index beside it: give {_KNOWN}.")
+    if not source.is_file():
+        raise ValueError(f"{source} is no regular file: give {_KNOWN}.")
     with source.open("rb") as file:
         start = file.read(9)
     if start.startswith(_TORCH_STARTS):

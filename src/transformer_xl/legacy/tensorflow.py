@@ -9,15 +9,26 @@ Names of variables: `transformer/layer_I/...`, `transformer/adaptive_embed/...`,
 """
 
 import re
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .checkpoint import LegacyCheckpoint
-from .sizes import ATTENTION, EMBEDDING, EMBEDDING_PROJECTION, FEED_FORWARD, OUTPUT, OUTPUT_PROJECTION, sizes_of
+from .sizes import (
+    ATTENTION,
+    EMBEDDING,
+    EMBEDDING_PROJECTION,
+    FEED_FORWARD,
+    MAX_COUNT,
+    OUTPUT,
+    OUTPUT_PROJECTION,
+    sizes_of,
+)
 from .tensorflow_file import TensorFlowFile
 
+MAX_IDENTITY = 4096  # width of a model whose missing projections are made up
 _COUNTERS = {"global_step": "a counter of training", "beta1_power": "state of Adam", "beta2_power": "state of Adam"}
 _SLOTS = ("/Adam", "/Adam_1")
 _LAYER_NAMES = {
@@ -145,9 +156,10 @@ def _one_table(variables: _Variables, tensors: dict[str, Tensor], d_model: int) 
         _take_cluster_rows(variables, tensors)
         n_clusters = tensors["crit.cluster_weight"].shape[0] + 1
         biases = [variables.take(f"adaptive_softmax/cutoff_{i}/b") for i in range(n_clusters)]
+        if any(bias.dim() != 1 for bias in biases):
+            raise variables.file.error("has an adaptive_softmax/cutoff_N/b that is no row of numbers")
         tensors[f"{OUTPUT}.0.bias"] = torch.cat(biases)
-        ends = torch.tensor([len(bias) for bias in biases]).cumsum(0).tolist()
-        variables.cutoffs = ends[:-1]
+        variables.cutoffs = list(accumulate(map(len, biases)))[:-1]
     if shared is None:
         return [False] * n_clusters
     return [_take_softmax_projection(variables, tensors, i, shared) for i in range(n_clusters)]
@@ -165,9 +177,9 @@ def _table_per_cluster(variables: _Variables, tensors: dict[str, Tensor], d_mode
             own = variables.take(f"adaptive_embed/cutoff_{i}/proj_W")
             tensors[f"{EMBEDDING_PROJECTION}.{i}"] = own
             ties.append(_take_softmax_projection(variables, tensors, i, own))
-        elif table.dim() == 2 and table.shape[1] == d_model:  # proj_same_dim was off: no projection is the identity
-            tensors[f"{EMBEDDING_PROJECTION}.{i}"] = torch.eye(d_model)
-            tensors[f"{OUTPUT_PROJECTION}.{i}"] = torch.eye(d_model)
+        elif table.dim() == 2 and table.shape[1] == d_model <= MAX_IDENTITY:  # proj_same_dim was off
+            identity = torch.eye(d_model, dtype=table.dtype)
+            tensors[f"{EMBEDDING_PROJECTION}.{i}"] = tensors[f"{OUTPUT_PROJECTION}.{i}"] = identity
             ties.append(False)
         else:
             raise variables.file.error(
@@ -179,8 +191,10 @@ def _table_per_cluster(variables: _Variables, tensors: dict[str, Tensor], d_mode
 def _take_cluster_rows(variables: _Variables, tensors: dict[str, Tensor]) -> None:
     for ours, theirs in (("crit.cluster_weight", "cluster_W"), ("crit.cluster_bias", "cluster_b")):
         tensors[ours] = variables.take(f"adaptive_softmax/cutoff_0/{theirs}")
-    if tensors["crit.cluster_weight"].dim() != 2:
-        raise variables.file.error("has a cluster_W that is no matrix; the file is damaged")
+    if tensors["crit.cluster_weight"].dim() != 2 or len(tensors["crit.cluster_weight"]) >= MAX_COUNT:
+        raise variables.file.error(
+            f"has a cluster_W that is no matrix of less than {MAX_COUNT} rows; the file is damaged"
+        )
 
 
 def _take_softmax_projection(variables: _Variables, tensors: dict[str, Tensor], i: int, shared: Tensor) -> bool:

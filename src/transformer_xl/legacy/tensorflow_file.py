@@ -20,8 +20,8 @@ from torch import Tensor
 FOOTER_BYTES = 48
 MAGIC = 0xDB4775248B80FB57
 MAX_INDEX_BYTES = 1 << 28
-MAX_ENTRIES = 1 << 20
-MAX_KEY_BYTES = 4096
+MAX_ENTRIES = 1 << 14  # with the next: what the names need, as entries share the beginnings of theirs
+MAX_KEY_BYTES = 1024
 MAX_DIMENSIONS = 16
 _DTYPES = {1: torch.float32, 2: torch.float64, 3: torch.int32, 9: torch.int64, 14: torch.bfloat16, 19: torch.float16}
 
@@ -113,8 +113,13 @@ class TensorFlowFile:
             raise self.error("has filters, which TensorFlow never writes")
         header: dict[int, list[Any]] = {}
         variables: dict[str, Variable] = {}
+        end = 0
         for _, handle in self._entries(*blocks):
-            for key, value in self._entries(*self._handle(handle, 0)[0]):
+            (start, size), _ = self._handle(handle, 0)
+            if start < end:
+                raise self.error(f"names a block at byte {start} again or out of order; the file is damaged")
+            end = start + size + 5
+            for key, value in self._entries(start, size):
                 if len(variables) >= MAX_ENTRIES:
                     raise self.error(f"names more than {MAX_ENTRIES} variables")
                 message = self._message(value)

@@ -11,7 +11,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # the keyboard's, and those of schedu
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:
-    """Within the block, the first Ctrl-C or SIGTERM sets the event and nothing else; the second one acts as usual.
+    """Within the block, the first Ctrl-C or SIGTERM sets the event and nothing else; a second Ctrl-C acts as usual.
+
+    A second SIGTERM does nothing: schedulers send it to torchrun and to its processes, to which torchrun passes it on.
 
     Outside the main thread, where Python delivers no signals, the event is never set.
     """
@@ -25,9 +27,10 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    def request(_signal: int, _frame: FrameType | None) -> None:
+    def request(number: int, _frame: FrameType | None) -> None:
         stop.set()
-        put_back()
+        if number == signal.SIGINT:
+            signal.signal(number, previous[signal.SIGINT])
 
     for number in SIGNALS:
         signal.signal(number, request)

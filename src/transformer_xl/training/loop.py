@@ -159,17 +159,31 @@ class Training:
         regularise(model, recipe.regularisation)
         self.model = model.to(accelerator.device)
         self.is_sharded = recipe.train.parallel == "fsdp" and accelerator.num_processes > 1
-        module: nn.Module = SegmentLoss(self.model, recipe)
+        module = SegmentLoss(self.model, recipe)
         if self.is_sharded:
-            shard(self.model)
+            shard(module)
         else:
             module = accelerator.prepare_model(module)
+        self._module: Any = module
+        if accelerator.num_processes > 1 and not self.is_sharded:
+            self._settle_order()
         self._loss: Any = torch.compile(module) if recipe.train.compile else module
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
         self.rate = LearningRate(recipe.schedule, recipe.optimizer.lr, recipe.averaging)
         self.average = None if recipe.averaging.name == "none" else WeightAverage(self.model, recipe.averaging)
         self._parts = [PartMemory() for _ in range(recipe.train.accumulation)]
         torch.manual_seed(recipe.train.seed + accelerator.process_index)  # each process drops out for itself
+
+    def _settle_order(self) -> None:
+        """Let DDP choose the order in which it adds gradients up, which it does after its first pass.
+
+        With more than two processes the order decides about the last digit of the sums: it must not be another one in
+        the first step of a training that is resumed.
+        """
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.accelerator.device)
+        n_targets = torch.ones((), device=token.device)
+        self._module(token, token, n_targets, None, None, 0, 0)[0].backward()
+        self.model.zero_grad()
 
     @property
     def minutes(self) -> float:
@@ -215,8 +229,8 @@ class Training:
         count = (segment.targets != IGNORED).sum().to(device)
         world = self.accelerator.num_processes
         # The mean is over the targets of all processes, which may have different numbers of them.
-        n_targets = (self.accelerator.reduce(count, "sum") if world > 1 else count).clamp(min=1) / world
-        total = torch.zeros((), device=device)
+        n_targets: Tensor = (self.accelerator.reduce(count, "sum") if world > 1 else count).clamp(min=1) / world
+        total: Tensor = torch.zeros((), device=device)
         resets = [None] * n_parts if segment.reset is None else segment.reset.chunk(n_parts)
         texts = (text.to(device).chunk(n_parts) for text in (segment.inputs, segment.targets))
         rows = zip(self._parts, *texts, resets, strict=True)
@@ -236,10 +250,10 @@ class Training:
     def _synchronised(self, *, is_last: bool) -> Iterator[None]:
         """Gradients of all processes meet in the last part only."""
         if self.is_sharded:
-            self.model.set_requires_gradient_sync(is_last)
+            self._module.set_requires_gradient_sync(is_last)
             yield
         else:
-            with nullcontext() if is_last else self.accelerator.no_sync(self._loss):
+            with nullcontext() if is_last else self.accelerator.no_sync(self._module):
                 yield
 
     def _update(self) -> Tensor | None:
@@ -266,7 +280,7 @@ class Training:
 
         It is in evaluation mode; all processes must enter.
         """
-        with self.average.in_use() if self.average is not None else nullcontext(), gathered(self.model):
+        with self.average.in_use() if self.average is not None else nullcontext(), gathered(self._module):
             was_training = self.model.training
             self.model.eval()
             yield self.model
@@ -403,9 +417,10 @@ class Training:
 
     def _restore_random(self, states: Mapping[str, Tensor]) -> None:
         rank = self.accelerator.process_index
-        torch.set_rng_state(states["cpu"][rank].contiguous())
+        # A copy: torch 2.13 takes a row of a tensor for the first one, and crashes.
+        torch.set_rng_state(states["cpu"][rank].clone())
         if "cuda" in states and self.accelerator.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"][rank].contiguous(), self.accelerator.device)
+            torch.cuda.set_rng_state(states["cuda"][rank].clone(), self.accelerator.device)
 
     def _gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes one after the other (dim 0), on the CPU."""
@@ -413,23 +428,23 @@ class Training:
         return gathered.cpu()
 
 
-def shard(model: TransfoXLLMHeadModel) -> None:
+def shard(module: SegmentLoss) -> None:
     """Give each process a part of every layer, and of what is outside the layers (FSDP2)."""
-    for layer in model.transformer.layers:
+    for layer in module.model.transformer.layers:
         fully_shard(layer)
-    fully_shard(model)
+    fully_shard(module)
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def gathered(module: nn.Module) -> Iterator[None]:
     """All processes have the whole model within the block."""
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     yield
     for part in parts:
-        part.set_reshard_after_forward(True, recurse=False)
+        part.set_reshard_after_forward(part is not module, recurse=False)  # the outermost is needed again at once
         part.reshard()
 
 

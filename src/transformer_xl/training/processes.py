@@ -7,7 +7,7 @@ So what may fail is done in `agreed` blocks: there an error on one process is th
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -20,7 +20,7 @@ from torch.distributed import DistError, destroy_process_group, is_initialized
 
 PATIENCE = timedelta(minutes=30)  # one process prepares a corpus or writes a checkpoint, and the others wait for it
 PLAIN = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU"}  # accelerate's other kinds wrap models in their own ways
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")  # says gloo
 
 
 class Elsewhere(Exception):  # noqa: N818 - another process has the error
@@ -118,16 +118,20 @@ def leave_processes() -> None:
         destroy_process_group()
 
 
-def is_lost_process(error: BaseException) -> bool:
-    """Whether an error means that another process has ended, or cannot be reached any more."""
-    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and any(t in str(error) for t in LOST))
+def loss_of_process(error: BaseException) -> str | None:
+    """How an error shows that another process has ended, or cannot be reached; None if it shows nothing of the kind."""
+    if not isinstance(error, RuntimeError):
+        return None
+    first_line = str(error).partition("\n")[0]
+    sign = next((sign for sign in LOST if sign in first_line), None)
+    return sign.lower() if sign else first_line if isinstance(error, DistError) else None
 
 
 __all__ = [
     "Elsewhere",
     "agreed",
     "check_same",
-    "is_lost_process",
     "join_processes",
     "leave_processes",
+    "loss_of_process",
 ]

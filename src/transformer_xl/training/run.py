@@ -123,9 +123,23 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 def make_training(recipe: Recipe, corpus: PreparedCorpus, accelerator: Accelerator) -> Training:
     """The training of a recipe before its first step."""
     config = recipe.config(corpus.vocab_size, eos_token_id=corpus.tokenizer.eos_token_id)
+    _check_sampling(config, recipe, accelerator)
     stream = make_stream(recipe, config, corpus, accelerator)
     torch.manual_seed(recipe.train.seed)
     return Training(recipe, TransfoXLLMHeadModel(config), stream, accelerator)
+
+
+def _check_sampling(config: TransfoXLConfig, recipe: Recipe, accelerator: Accelerator) -> None:
+    """Refuse sparse gradients where they cannot be added up."""
+    is_possible = (
+        accelerator.device.type == "cpu" and config.tie_word_embeddings and recipe.train.parallel == "ddp"
+    ) or accelerator.num_processes == 1
+    if config.sample_softmax > 0 and not is_possible:
+        raise ValueError(
+            f"model.sample_softmax={config.sample_softmax} must be 0 with {accelerator.num_processes} processes, which "
+            "cannot add its sparse gradients up (but on CPUs with tie_word_embeddings=true and train.parallel='ddp'): "
+            "start one process, or set it to 0."
+        )
 
 
 def make_stream(recipe: Recipe, config: TransfoXLConfig, corpus: PreparedCorpus, accelerator: Accelerator) -> Stream:

@@ -1,0 +1,158 @@
+"""The short way for single tokens: it gives what the layers give, and steps aside for whoever changed a layer."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from models import assert_equal, random_ids, run_segments, settings_of_models, tiny_model
+from transformer_xl.stepping import TokenStep
+
+
+@torch.no_grad()
+def scores_of_tokens(model, ids: torch.Tensor, first: int = 3) -> torch.Tensor:
+    """Log-probabilities from a prompt, then one token at a time."""
+    return run_segments(model, ids, [first] + [1] * (ids.shape[1] - first), use_cache=True)[0]
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[int]:
+    """Counts the steps taken."""
+    taken: list[int] = []
+    call = TokenStep.__call__
+    monkeypatch.setattr(TokenStep, "__call__", lambda self, *args, **kw: taken.append(1) or call(self, *args, **kw))
+    return taken
+
+
+@settings(max_examples=40, deadline=None)
+@given(changes=settings_of_models(attn_implementation="sdpa"))
+def test_single_tokens_get_what_the_layers_give(changes):
+    model = tiny_model(**changes)
+    ids = random_ids(2, 14)
+    actual = scores_of_tokens(model, ids)
+    model.set_attn_implementation("eager")
+    assert_equal(actual, scores_of_tokens(model, ids))
+
+
+def test_the_short_way_is_taken_once_the_distances_are_known(steps):
+    scores_of_tokens(tiny_model(), random_ids(2, 9))
+    assert len(steps) == 6
+
+
+def test_forgotten_rows_leave_the_short_way_only_where_slots_are_hidden(steps):
+    for start, n_steps in (("zeros", 2), ("empty", 0)):
+        model, ids = tiny_model(initial_memory=start), random_ids(2, 12)
+        steps.clear()
+        with torch.no_grad():
+            cache = model(ids[:, :9], use_cache=True).past_key_values
+            cache.reset_rows(torch.tensor([True, False]))
+            for token in ids[:, 9:11].split(1, dim=1):
+                model(token, past_key_values=cache)
+        assert len(steps) == n_steps
+
+
+def test_a_hook_sees_every_token_and_its_change_counts(steps):
+    model, ids = tiny_model(), random_ids(1, 8)
+    expected, seen = scores_of_tokens(model, ids), []
+    steps.clear()
+    part = model.transformer.layers[1].pos_ff.CoreNet[1]
+    handle = part.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[1]))
+    assert_equal(scores_of_tokens(model, ids), expected)
+    assert seen == [3, 1, 1, 1, 1, 1]
+    handle.remove()
+    model.transformer.layers[0].dec_attn.o_net.register_forward_hook(lambda _module, _inputs, output: output * 2)
+    changed = scores_of_tokens(model, ids)
+    assert not torch.allclose(changed, expected)
+    assert not steps
+
+
+def test_dropout_switched_on_in_evaluation_drops_in_single_tokens_too(steps):
+    model = tiny_model(dropout=0.5)
+    model.transformer.layers[0].dec_attn.drop.train()
+    ids = random_ids(1, 8)
+    assert not torch.allclose(scores_of_tokens(model, ids), scores_of_tokens(model, ids))
+    assert not steps
+
+
+@pytest.mark.parametrize("change", ["class of a layer", "activation", "forward of an instance", "another norm"])
+def test_changed_layers_are_called_as_they_are(change, steps):
+    model, ids = tiny_model(), random_ids(1, 8)
+    expected = scores_of_tokens(model, ids)
+    steps.clear()
+    layer = model.transformer.layers[0]
+    if change == "class of a layer":
+        layer.__class__ = type("Changed", (type(layer),), {"forward": lambda self, hidden, *_: (-hidden, None)})
+    elif change == "activation":
+        layer.pos_ff.CoreNet[1] = nn.GELU()
+    elif change == "forward of an instance":
+        layer.pos_ff.forward = lambda hidden: -hidden
+    else:
+        layer.pos_ff.layer_norm = nn.Identity()
+    actual = scores_of_tokens(model, ids)
+    assert not torch.allclose(actual, expected)
+    assert not steps
+    model.set_attn_implementation("eager")
+    assert_equal(actual, scores_of_tokens(model, ids))
+
+
+class Adapted(nn.Module):
+    """A linear map with a low-rank addition, as adapters make it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down, self.up = (
+            nn.Linear(base.in_features, 2, bias=False).double(),
+            nn.Linear(2, base.out_features, bias=False).double(),
+        )
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight  # without the addition: who reads it instead of calling is wrong
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.base(states) + self.up(self.down(states))
+
+
+def test_adapters_around_linear_maps_act_on_memory_and_single_tokens(steps):
+    """Equal to the model whose weights have the addition in them, with a cache and with memories."""
+    model, ids = tiny_model(), random_ids(2, 12)
+    merged = copy.deepcopy(model)
+    for layer, of_merged in zip(model.transformer.layers, merged.transformer.layers, strict=True):
+        for owner, other, name in (
+            (layer.dec_attn, of_merged.dec_attn, "qkv_net"),
+            (layer.dec_attn, of_merged.dec_attn, "o_net"),
+            (layer.pos_ff.CoreNet, of_merged.pos_ff.CoreNet, "0"),
+        ):
+            adapted = Adapted(owner._modules[name])
+            owner._modules[name] = adapted
+            other._modules[name].weight.data += adapted.up.weight.data @ adapted.down.weight.data
+    expected = scores_of_tokens(merged, ids)
+    assert_equal(scores_of_tokens(model, ids), expected)
+    assert len(steps) == 18
+    with torch.no_grad():
+        assert_equal(run_segments(model, ids, [5, 4, 3])[0], expected)
+
+
+def test_copies_of_a_cache_do_not_carry_the_model():
+    model, ids = tiny_model(), random_ids(1, 6)
+    with torch.no_grad():
+        cache = model(ids[:, :3], use_cache=True).past_key_values
+        model(ids[:, 3:4], past_key_values=cache)
+        assert cache.token_step is not None
+        duplicate = copy.deepcopy(cache)
+        assert duplicate.token_step is None
+        expected = model(ids[:, 4:5], past_key_values=cache).logits
+        assert_equal(model(ids[:, 4:5], past_key_values=duplicate).logits, expected)
+
+
+def test_a_cache_that_goes_to_another_model_is_read_by_that_model():
+    first, second, ids = tiny_model(seed=1), tiny_model(seed=2), random_ids(1, 6)
+    with torch.no_grad():
+        cache = first(ids[:, :3], use_cache=True).past_key_values
+        first(ids[:, 3:4], past_key_values=cache)
+        duplicate = copy.deepcopy(cache)
+        actual = second(ids[:, 4:5], past_key_values=cache).logits
+        assert_equal(actual, second(ids[:, 4:5], past_key_values=duplicate).logits)
