@@ -40,6 +40,7 @@ transformer-xl train text8-small --set model.mem_len=0 --set train.max_steps=300
   on first use in the user's cache; nothing is written where the text lies ([data.md](data.md)). The recipes here name
   `data/CORPUS`, relative to where the command runs.
 - Unknown keys and impossible values are refused before anything else happens.
+- The same recipe runs on several GPUs and machines, with another command before it: [clusters.md](clusters.md).
 - Beside every checkpoint lies `recipe.toml`: the recipe with the changes, all defaults and all sizes of the model. It
   is a recipe itself, so it repeats the run.
 - A recipe of your own needs a `title`, `data.path`, `train.batch_size` and `train.max_steps`; all else has a default,

@@ -14,17 +14,20 @@ import argparse
 import collections
 import io
 import json
-import os
 import pickle
 import platform
 import resource
+import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ import google_crc32c
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from transformer_xl.cli.errors import user_message
 from transformer_xl.configuration import TransfoXLConfig
@@ -51,15 +55,18 @@ PROMISED_ERRORS = (ValueError, OSError)
 QUIET_EVENTS = {"builtins.id", "gc.get_objects", "object.__getattr__", "object.__setattr__", "os.listdir", "os.scandir"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Target:
     """A file to damage and the reader to give it to."""
 
     name: str
-    content: bytes = field(repr=False)
-    wrap: Callable[[bytes], bytes] = field(repr=False)  # makes the file from the edited content
+    content: bytes
+    wrap: Callable[[bytes], bytes]  # makes the file from the edited content
     file_name: str
-    read: Callable[[Path], Any] = field(repr=False)
+    read: Callable[[Path], Any]
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
 
 
 class Watch:
@@ -181,10 +188,34 @@ def read_all_variables(path: Path) -> None:
         file.read(name)
 
 
-def targets() -> dict[str, list[Target]]:
-    """Every reader with every real file that it has, by name."""
+def pickled_vocabularies() -> list[bytes]:
+    """Vocabularies with words enough for the instructions that the reader executes in runs."""
+    words = ["<eos>", "<unk>", "naïve", *(f"word{n}" for n in range(600))]
+    ids = {word: index for index, word in enumerate(words)}
+    state = {"counter": collections.Counter({word: 70_000 - 200 * n for n, word in enumerate(words)}), "sym2idx": ids}
+    return [pickle.dumps({**state, "idx2sym": words, "special": ["<eos>"]}, protocol) for protocol in range(6)]
+
+
+def nvidia_file(folder: Path) -> Path:
+    """A small checkpoint as NVIDIA's program saves it."""
+    case = load_file(FIXTURES / "golden" / "original" / "relative" / "case.safetensors")
+    state = {name.removeprefix("state."): value for name, value in case.items() if name.startswith("state.")}
+    arguments = json.loads((FIXTURES / "golden" / "original" / "relative" / "arguments.json").read_bytes())
+    torch.save({"model_config": arguments, "model_state": state, "epoch": 1}, folder / "checkpoint_best.pt")
+    return folder / "checkpoint_best.pt"
+
+
+def read_parent(path: Path) -> tuple[LegacyCheckpoint, TransfoXLConfig]:
+    """The folder around a config."""
+    return read_and_settle(path.parent)
+
+
+def targets(made: Path) -> dict[str, list[Target]]:
+    """Every reader with every real file that it has, by name; `made` is a folder for those that are made here."""
     legacy = FIXTURES / "legacy"
     found: list[Target] = []
+    (made / "folder").mkdir()
+    shutil.copy(legacy / "hf-4.35" / "pytorch_model.bin", made / "folder")
 
     def whole(path: Path, read: Callable[[Path], Any], name: str) -> None:
         found.append(Target(f"{read.__name__} {path.name}", path.read_bytes(), bytes, name, read))
@@ -198,14 +229,21 @@ def targets() -> dict[str, list[Target]]:
     whole(legacy / "vocab.bin", read_vocabulary, "vocab.bin")
     whole(legacy / "hf-4.35" / "vocab.pkl", read_vocabulary, "vocab.pkl")
     whole(legacy / "hf-4.35" / "vocab.pkl", pickle_file, "vocab.pkl")
-    for name, read in (
-        ("original/model.pt", read_and_fill),
-        ("hf-4.35/pytorch_model.bin", read_torch_file),
-        ("vocab.bin", read_vocabulary),
+    for path, read in (
+        (legacy / "original" / "model.pt", read_and_fill),
+        (legacy / "hf-4.35" / "pytorch_model.bin", read_torch_file),
+        (legacy / "vocab.bin", read_vocabulary),
+        (nvidia_file(made), read_and_fill),
     ):
-        member, content = archive_member(legacy / name, "/data.pkl")
-        wrap = with_pickle(legacy / name, member)
-        found.append(Target(f"{read.__name__} pickle in {Path(name).name}", content, wrap, Path(name).name, read))
+        member, content = archive_member(path, "/data.pkl")
+        found.append(
+            Target(f"{read.__name__} pickle in {path.name}", content, with_pickle(path, member), path.name, read)
+        )
+    whole(legacy / "hf-4.35" / "config.json", read_parent, "folder/config.json")
+    words = json.dumps(["<eos>", "<unk>", *(f"wörd{n}" for n in range(40))], ensure_ascii=False).encode()
+    found.append(Target("read_vocabulary vocab.json", words, bytes, "vocab.json", read_vocabulary))
+    pickled = "read_vocabulary pickled"
+    found += [Target(pickled, data, bytes, "vocab.pkl", read_vocabulary) for data in pickled_vocabularies()]
     found += [Target("read_pickle small program", code, bytes, "a.pkl", pickle_file) for code in hostile_pickles()]
     for case in ("A", "B"):
         index = (FIXTURES / "golden" / "tf" / case / "model.ckpt-0.index").read_bytes()
@@ -235,6 +273,7 @@ EDGES = [
     b"ctorch._utils\n_rebuild_tensor_v2\n",
     b"999999999\n",
     b"2\x86" * 20,
+    *(b'"x"', b"[", b'{"a": ', b"null", b"true", b"-1", b"1e999", b"9" * 5000),
 ]
 
 KINDS = ("set", "flip", "insert", "delete", "repeat", "splice", "cut")
@@ -310,10 +349,10 @@ def grown_mebibytes(start: int) -> float:
 
 def fuzz(n_inputs: int, first_seed: int) -> dict[str, Any]:
     """Runs the inputs in rounds and gives the counts; an input that misbehaves raises."""
-    groups = list(targets().values())
-    every = [target for group in groups for target in group]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        groups = list(targets(folder).values())
+        every = [target for group in groups for target in group]
         for target in every:  # imports and caches of the first use are not the readers' doing
             path = folder / target.file_name
             path.write_bytes(target.wrap(target.content))
@@ -340,6 +379,7 @@ def fuzz(n_inputs: int, first_seed: int) -> dict[str, Any]:
             grown = grown_mebibytes(memory_at_start)
             print(f"{n_done} inputs, {time.time() - started:.0f} s, grown by {grown:.0f} MiB", flush=True)
             require(grown < MEBIBYTES_IN_ALL, f"the process grew by {grown:.0f} MiB")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607 - git of the user
     return {
         "inputs": n_done,
         "first_seed": first_seed,
@@ -350,8 +390,11 @@ def fuzz(n_inputs: int, first_seed: int) -> dict[str, Any]:
         "outcomes": dict(sorted(SEEN.items())),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cpu_count": os.cpu_count(),
-        "command": " ".join(["python", "scripts/fuzz_readers.py", *sys.argv[1:]]),
+        "hypothesis": version("hypothesis"),
+        "device": f"{platform.processor() or platform.machine()}, one process",
+        "commit": commit.stdout.strip() or "unknown",
+        "date": date.today().isoformat(),
+        "command": " ".join(["python scripts/fuzz_readers.py", *sys.argv[1:]]),
     }
 
 

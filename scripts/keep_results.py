@@ -1,13 +1,14 @@
 """Keep the results of runs in docs/results, and write its table.
 
-python scripts/keep_results.py RUN ...   # copies a run's result, metrics, recipe and picture, and notes the commit
-python scripts/keep_results.py           # only writes docs/results/README.md from what is kept
+python scripts/keep_results.py RUN --commit HASH --options "--set train.max_steps=300"
+python scripts/keep_results.py   # only writes docs/results/README.md from what is kept
+
+Copies a run's result, metrics, recipe and picture, and notes of which commit it was and with which options.
 """
 
+import argparse
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,22 @@ KEPT = ("metrics.jsonl", "recipe.toml", "learning-curve.png")
 INTRO = """# Results
 
 Runs that were made here. Written by `python scripts/keep_results.py`; each folder has the recipe with all its values,
-every record, and the result as the run wrote it. A run's command is `transformer-xl train NAME`, with the corpus at the
-recipe's `data.path`; text8 and enwik8 are prefixes of the corpora, split 90/5/5, so their numbers cannot be compared
+every record, and the result as the run wrote it. The corpora were at the recipes' `data.path`, one thread of two shared
+cores; text8 and enwik8 are prefixes of the corpora, split 90/5/5, so their numbers cannot be compared
 with the paper's.
 """
 
 
-def keep(run: Path) -> None:
+def keep(run: Path, *, commit: str, options: str) -> None:
     """Copy what is worth keeping of a run."""
     folder = RESULTS / run.name
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(run / name, folder / name)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    result["commit"] = _git("rev-parse", "--short=12", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
-    result["command"] = f"transformer-xl train {run.name}"
+    result["commit"] = commit
+    result["command"] = f"transformer-xl train {run.name} {options}".rstrip()
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603, S607
 
 
 def row(folder: Path) -> str:
@@ -46,7 +43,7 @@ def row(folder: Path) -> str:
     test, valid = result["test"][unit], result["valid"][unit]
     machine = f"{result['cores']} cores, {result['threads']} threads, torch {result['versions']['torch']}"
     return (
-        f"| [{folder.name}]({folder.name}/recipe.toml) | {result['parameters']:,} | {result['steps']:,} | "
+        f"| [{result['command']}]({folder.name}/recipe.toml) | {result['parameters']:,} | {result['steps']:,} | "
         f"{unit.replace('_', ' ')} {test:.4g} ({valid:.4g}) | {result['tokens_per_s']:,.0f} | "
         f"{result['peak_memory_mib']:,.0f} MiB | {machine} | {result['commit']} |"
     )
@@ -54,8 +51,15 @@ def row(folder: Path) -> str:
 
 def main() -> None:
     """Keep the runs that are named, and write the table."""
-    for run in sys.argv[1:]:
-        keep(Path(run))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a run")
+    parser.add_argument("--commit", help="of the code that made it")
+    parser.add_argument("--options", default="", help="what stood behind the recipe's name")
+    arguments = parser.parse_args()
+    if arguments.run is not None:
+        if arguments.commit is None:
+            parser.error("--commit must be given with a run: the hash of the code that made it")
+        keep(arguments.run, commit=arguments.commit, options=arguments.options)
     folders = sorted(path.parent for path in RESULTS.glob("*/result.json"))
     lines = [
         INTRO,

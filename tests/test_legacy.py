@@ -398,6 +398,7 @@ def test_an_index_that_names_files_elsewhere_is_refused(name, tmp_path):
         ("[]", "holds a list; it must hold an object"),
         ("{", "is not valid JSON (JSONDecodeError)"),
         ("[" * 100_000, "is not valid JSON (RecursionError)"),
+        ("\0\0\0{", "is not valid JSON (JSONDecodeError)"),  # as UTF-32 starts, for which json would import a codec
         ('{"model_type": "gpt2"}', "says model_type='gpt2'; only 'transfo-xl' is read"),
         ('{"n_layer": 7}', "The config in it says n_layer=7, but the weights in"),
         ('{"model_type": "transfo-xl"}', "does not say mem_len, clamp_len, same_length"),

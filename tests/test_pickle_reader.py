@@ -7,6 +7,7 @@ import collections
 import copyreg
 import io
 import pickle
+import pickletools
 import random
 import struct
 import sys
@@ -223,6 +224,17 @@ def test_nested_pickles_stay_bytes():
 def test_persistent_ids_are_refused(data):
     with pytest.raises(PickleError, match="a persistent id, which stands for something outside the pickle; refused"):
         watched_read(data)
+
+
+def test_every_instruction_of_every_protocol_is_known_and_no_other():
+    """Python's own list of them; what is unknown is refused as such."""
+    known = {ord(instruction.code) for instruction in pickletools.opcodes}
+    assert len(known) == 68
+    for opcode in range(256):
+        try:
+            read_pickle(bytes([opcode]))
+        except PickleError as error:
+            assert ("an unknown instruction" in str(error)) == (opcode not in known)  # noqa: PT017
 
 
 @pytest.mark.parametrize("data", [b"\x80\x02\x82\xf0.", b"\x80\x02\x83\xf0\x00.", b"\x80\x02\x84\xf0\x00\x00\x00."])

@@ -728,3 +728,23 @@ def test_a_saved_config_cannot_name_a_file_outside_its_folder(key, tmp_path):
     tokenizer = TransfoXLTokenizer.from_pretrained(folder)
     assert tokenizer.idx2sym == WORDS
     assert str(tokenizer.vocab_file) != str(tmp_path / "secret.txt")
+
+
+@pytest.mark.parametrize("name", ["vocab.pkl", "vocab.bin"])
+def test_an_old_model_on_the_hub_is_read_by_its_name(name, tmp_path):
+    """As it lies in the Hub's cache: links to files of other names."""
+    model = tmp_path / "models--someone--transfo-xl-wt103"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("0" * 40)
+    snapshot = model / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    sources = [LEGACY / "hf-4.35" / "config.json", LEGACY / ("hf-4.35/vocab.pkl" if name == "vocab.pkl" else name)]
+    for source in sources:
+        (snapshot / source.name).symlink_to(source)
+    options = {"cache_dir": tmp_path, "local_files_only": True}
+    for tokenizer in (
+        TransfoXLTokenizer.from_pretrained("someone/transfo-xl-wt103", **options),
+        AutoTokenizer.from_pretrained("someone/transfo-xl-wt103", **options),
+    ):
+        assert type(tokenizer) is TransfoXLTokenizer
+        assert len(tokenizer) == 784

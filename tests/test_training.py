@@ -455,6 +455,15 @@ def test_gradient_checkpointing_and_bfloat16_train():
         AcceleratorState._reset_state(reset_partial_state=True)  # the next one has another precision
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, also where the tests run in the background of a shell, which makes it do nothing."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_first_interrupt_is_a_request_and_the_second_an_exception():
     with stop_on_interrupt() as stop:
         assert not stop.is_set()
@@ -473,6 +482,7 @@ def test_a_request_of_a_scheduler_counts_like_one_from_the_keyboard():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_outside_the_main_thread_interrupts_stay_as_they_are():
     handlers = []
 

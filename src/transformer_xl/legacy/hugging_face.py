@@ -73,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, too many for a JSON file of settings.")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))  # not bytes: json would look for a codec by them
     except (ValueError, RecursionError) as error:  # text that is no JSON, or an integer of thousands of digits
         raise ValueError(
             f"{path} is not valid JSON ({type(error).__name__}); it must hold an object {{...}}."

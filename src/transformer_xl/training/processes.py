@@ -10,13 +10,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from time import monotonic, sleep
 from typing import Any
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, gather
-from torch.distributed import DistError, destroy_process_group, is_initialized
+from accelerate.utils import gather
+from torch.distributed import (
+    DistError,
+    destroy_process_group,
+    get_default_backend_for_device,
+    init_process_group,
+    is_initialized,
+)
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 PATIENCE = timedelta(minutes=30)  # one process prepares a corpus or writes a checkpoint, and the others wait for it
 PLAIN = {"NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU"}  # accelerate's other kinds wrap models in their own ways
@@ -39,13 +49,23 @@ def join_processes(precision: str) -> Accelerator:
         ValueError: the launcher wants accelerate to shard the model.
     """
     n_started = int(os.environ.get("WORLD_SIZE", "1"))
-    cpu = n_started > 1 and not _has_devices_that_speak()  # accelerate must be told, else each process trains alone
-    options: dict[str, Any] = {"cpu": cpu, "kwargs_handlers": [InitProcessGroupKwargs(timeout=PATIENCE)]}
+    device = _device_that_speaks()
+    if n_started > 1 and not is_initialized():
+        store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+        store.set_timeout(PATIENCE)
+        init_process_group(
+            get_default_backend_for_device(device),
+            store=_part_of_this_start(store, rank, n_started),
+            rank=rank,
+            world_size=n_started,
+            timeout=PATIENCE,
+        )
+    cpu = n_started > 1 and device == "cpu"  # accelerate must be told, else each process trains alone
     try:
-        accelerator = Accelerator(mixed_precision=precision, **options)
+        accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
     except ValueError:
         AcceleratorState._reset_state()  # an earlier training of this process had another precision
-        accelerator = Accelerator(mixed_precision=precision, **options)
+        accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
     kind = str(accelerator.distributed_type.value)
     if kind not in PLAIN or accelerator.num_processes != n_started:
         raise ValueError(
@@ -56,9 +76,35 @@ def join_processes(precision: str) -> Accelerator:
     return accelerator
 
 
-def _has_devices_that_speak() -> bool:
+def _device_that_speaks() -> str:
+    """The kind of device on which processes can add tensors up."""
     device = torch.accelerator.current_accelerator()
-    return torch.accelerator.is_available() and device is not None and device.type != "mps"
+    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true", "yes"}
+    is_usable = torch.accelerator.is_available() and device is not None and device.type != "mps" and not wants_cpu
+    return device.type if is_usable and device is not None else "cpu"
+
+
+def _part_of_this_start(store: Store, rank: int, n_processes: int) -> Store:
+    """A part of the store that no process of an earlier start has written to.
+
+    When torchrun starts processes again it keeps the store, with the addresses of those that are lost
+    (pytorch/pytorch#135712). So the first process gives the part a new name, and another one believes a name when the
+    first answers it.
+    """
+    name, mark = uuid4().hex, uuid4().hex
+    if rank == 0:
+        store.set("transformer-xl", name)
+        for other in range(1, n_processes):
+            store.set(f"{name}/answer/{store.get(f'{name}/mark/{other}').decode()}", "")
+        return PrefixStore(name, store)
+    deadline = monotonic() + PATIENCE.total_seconds()
+    while monotonic() < deadline:
+        name = store.get("transformer-xl").decode()
+        store.set(f"{name}/mark/{rank}", mark)
+        sleep(0.05)
+        if store.check([f"{name}/answer/{mark}"]):
+            return PrefixStore(name, store)
+    raise TimeoutError(f"Process 0 did not answer process {rank} within {PATIENCE}: start all processes again.")
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import platform
-import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -479,7 +478,6 @@ class _Run:
 
     def _result(self, chosen: Path, valid_loss: float | None, test: Evaluation | None) -> dict[str, Any]:
         unit, accelerator = self.corpus.unit, self.training.accelerator
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
         is_gpu = accelerator.device.type == "cuda"
         return {
             "title": self.recipe.title,
@@ -492,7 +490,7 @@ class _Run:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
             "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9), 1),
-            "peak_memory_mib": round(peak_kib / 1024, 1),
+            "peak_memory_mib": _peak_memory_mib(),
             "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1) if is_gpu else None,
             "processes": accelerator.num_processes,
             "device": torch.cuda.get_device_name() if is_gpu else platform.processor() or platform.machine(),
@@ -517,6 +515,16 @@ class _Run:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - heavy, and an extra installs it
 
         self._tensorboard = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=self.training.number + 1)
+
+
+def _peak_memory_mib() -> float | None:
+    """The most memory that this process has had; None on Windows, which has no such count."""
+    if sys.platform == "win32":
+        return None
+    import resource  # noqa: PLC0415 - Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # in KiB, but in bytes on macOS
+    return round(peak / 1024 if sys.platform == "darwin" else peak, 1)
 
 
 def _check_model(training: Training, saved: Mapping[str, Any], checkpoint: Path) -> None:
