@@ -8,7 +8,7 @@ RUN := $(VENV)/bin
 PROJECT_FILES := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-oldest check lint types docs format clean
+.PHONY: help quickstart test test-slow test-oldest check lint types docs format bench clean
 
 help:
 	@echo "make quickstart   train a small model on the text in the package, look at it, and let it write"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-slow    the slow ones"
 	@echo "make test-oldest  the tests that touch transformers, on the oldest supported release"
 	@echo "make check        lint, format, types, documentation, tests: what CI runs"
+	@echo "make bench        how fast it is on this machine, beside transformers 4.35 (about an hour)"
 	@echo "make format       let ruff rewrite the code"
 
 quickstart: $(VENV)/.installed
@@ -46,6 +47,9 @@ format: $(VENV)/.installed-dev
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
+bench: $(VENV)/.installed-dev
+	$(RUN)/python benchmarks/compare.py
+
 # The tests of what depends on the release of transformers.
 OLDEST_TESTS = $(wildcard $(addprefix tests/test_,configuration.py memory.py modeling.py ecosystem*.py tokenization.py \
 	unhappy_inputs.py reference_examples.py generation.py cli_quickstart.py))
@@ -69,4 +73,4 @@ $(OLDEST_VENV)/.installed-dev: $(PROJECT_FILES) constraints-oldest.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST_VENV) .venv-4.35 dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

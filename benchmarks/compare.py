@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scaling import scaling_table
-from workloads import RANDOM_WEIGHTS, WORKLOADS, Sizes, Workload, cost_of, window_operations
+from workloads import RANDOM_WEIGHTS, SCALING, WORKLOADS, Sizes, Workload, cost_of, tokens_of, window_operations
 
 from transformer_xl import TransfoXLTokenizer
 
@@ -219,6 +218,29 @@ def compare(workload: Workload, inputs: Inputs, *, rounds: int, n_threads: int, 
     return _entry(workload, sides, difference, machine)
 
 
+def scaling_table(
+    inputs: Inputs, *, rounds: int | None, n_threads: int, machine: dict[str, float]
+) -> list[dict[str, Any]]:
+    """How the time for a token grows, beside how the floor grows."""
+    entries = []
+    for what, workloads in SCALING:
+        for value, workload in workloads:
+            entry = compare(workload, inputs, rounds=rounds or workload.rounds, n_threads=n_threads, machine=machine)
+            n_tokens = tokens_of(workload)
+            entries.append(
+                {
+                    "what": what,
+                    "value": value,
+                    "ms_per_token": 1000 * entry["ours"] / n_tokens,
+                    "floor_ms_per_token": 1000 * entry["floor"] / n_tokens,
+                    "over_floor": entry["over_floor"],
+                    "peak_mib": entry["ours_peak_mib"],
+                }
+            )
+            print(f"{what} {value:,}: {entries[-1]['ms_per_token']:.4g} ms", flush=True)
+    return entries
+
+
 def _difference(workload: Workload, arrays: list[dict[str, np.ndarray]]) -> float | None:
     """The largest difference of what the sides compute; infinite where they have not even the same shapes."""
     if not arrays[0]:
@@ -345,12 +367,14 @@ def scaling_rows(entries: list[dict[str, Any]]) -> list[str]:
     if not entries:
         return []
     head = [
-        "| what grows | value | ms/token | times the first | operations, times the first |",
-        "| --- | --- | --- | --- | --- |",
+        "Time for one token. It may grow as its floor does, and less where the floor is not reached at the beginning.",
+        "",
+        "| what grows | value | ms/token | floor | over the floor | peak memory |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     rows = [
-        f"| {entry['what']} | {entry['value']:,} | {entry['ms_per_token']:.4g} | {entry['growth']:.2f} "
-        f"| {entry['growth_of_cost']:.2f} |"
+        f"| {entry['what']} | {entry['value']:,} | {entry['ms_per_token']:.4g} | {entry['floor_ms_per_token']:.4g} "
+        f"| {entry['over_floor']:.4g}x | {entry['peak_mib']:,} MiB |"
         for entry in entries
     ]
     return ["## Scaling", "", *head, *rows, ""]
@@ -406,7 +430,8 @@ def main() -> None:
                 flush=True,
             )
         if "scaling" in arguments.workload:
-            results["scaling"] = scaling_table(quick=arguments.quick, n_threads=arguments.threads)
+            measure = {"rounds": 1 if arguments.quick else arguments.rounds, "machine": results["machine"]}
+            results["scaling"] = scaling_table(inputs, n_threads=arguments.threads, **measure)
     finally:
         shutil.rmtree(folder)
     write(results, arguments.results)

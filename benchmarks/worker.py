@@ -108,8 +108,8 @@ class Evaluate(ModelTask):
         self.q_len, self.n_segments = self.sizes["tgt_len"], self.sizes["n_segments"]
         self.segments = [self.random_ids(self.q_len, seed=3 + i) for i in range(self.n_segments)]
         self.start = self.random_mems()
-        self.state: dict[str, Any] = {"mems": self.start}
-        if IS_OURS:
+        self.state: dict[str, Any] = {"mems": self.start} if self.config.mem_len else {}
+        if IS_OURS and self.state:
             self.state = {"past_key_values": self.read(self.segments[0], self.state).past_key_values}
 
     def read(self, ids: Any, state: dict[str, Any]) -> Any:
@@ -120,14 +120,16 @@ class Evaluate(ModelTask):
         started = time.perf_counter()
         for ids in self.segments:
             output = self.read(ids, self.state)
-            self.state = {"past_key_values": output.past_key_values} if IS_OURS else {"mems": output.mems}
+            if self.state:
+                self.state = {"past_key_values": output.past_key_values} if IS_OURS else {"mems": output.mems}
         return (time.perf_counter() - started) / self.n_segments
 
     def agreement(self) -> dict[str, Any]:
-        state, losses = {"mems": self.start}, []
+        state, losses = self.state and {"mems": self.start}, []
         for ids in self.segments[:2]:
             output = self.read(ids, state)
-            state = {"past_key_values": output.past_key_values} if IS_OURS else {"mems": output.mems}
+            if state:
+                state = {"past_key_values": output.past_key_values} if IS_OURS else {"mems": output.mems}
             losses.append(output.losses.float().sort().values)  # 4.35 gives them in the order of the clusters
         return {"losses": self.torch.stack(losses)}
 
@@ -178,7 +180,7 @@ class Read(ModelTask):
 
 
 class Train(ModelTask):
-    """Forward, backward and one step of Adam on a segment after a full memory."""
+    """Forward, backward and one step of gradient descent on a segment after a full memory."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -186,8 +188,8 @@ class Train(ModelTask):
         self.q_len = self.sizes["tgt_len"]
         self.model.train()
         self.mems = self.random_mems()
-        # One pass over the numbers, where the default makes ten: the model is compared here, not the optimiser.
-        self.optimizer = self.torch.optim.Adam(self.model.parameters(), lr=1e-5, fused=True)
+        # The plainest step there is: the model is compared here, not the optimiser and its memory.
+        self.optimizer = self.torch.optim.SGD(self.model.parameters(), lr=1e-5)
 
     def step(self, seed: int) -> Any:
         ids = self.random_ids(self.q_len, seed)

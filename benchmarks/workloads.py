@@ -109,6 +109,30 @@ WORKLOADS = [
 ]  # fmt: skip
 
 
+def _growing(what: str, task: str, values: list[int], **fixed: int) -> tuple[str, list[tuple[int, Workload]]]:
+    """Workloads that differ in one number, without another side."""
+    options = {"batch_size": 1, "tgt_len": 128, "n_segments": 3, "n_tokens": 16, **fixed}
+    config = {**CHARACTERS_DECODING, "mem_len": 1600}
+    workloads = []
+    for value in values:
+        changed = {what: value}
+        own = {**config, **{name: n for name, n in changed.items() if name in config}}
+        rest = {**options, **{name: n for name, n in changed.items() if name in options}}
+        workloads.append((value, Workload(f"{what}={value}", task, "s", own, {}, rest, rounds=3)))
+    return f"{what}, {'a new token' if task == 'Decode' else 'reading'}", workloads
+
+
+SCALING = [
+    _growing("mem_len", "Evaluate", [0, 500, 1000, 2000, 4000, 8000, 16_000]),
+    _growing("mem_len", "Decode", [500, 1000, 2000, 4000, 8000, 16_000]),
+    _growing("tgt_len", "Evaluate", [16, 64, 256, 1024]),
+    _growing("batch_size", "Decode", [1, 2, 4, 8, 16, 32]),
+    _growing("n_layer", "Decode", [3, 6, 12, 24]),
+    _growing("vocab_size", "Decode", [1000, 10_000, 100_000, 267_735]),
+]
+"""What grows, and the workloads from the smallest to the largest: 12 layers of 512 and 1,600 memories otherwise."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of a model that its cost depends on; defaults as in the default configuration."""
@@ -226,6 +250,12 @@ def window_operations(sizes: Sizes, window_len: int) -> float:
     full_layers = (s.n_layer - 1) * (window_len * s.layer_weights + 2 * s.width * pairs)
     last_layer = window_len * 2 * s.d_model * s.width + s.layer_weights + 2 * s.width * window_len
     return 2 * (full_layers + last_layer + s.vocab_size * s.d_embed)
+
+
+def tokens_of(workload: Workload) -> int:
+    """Tokens in one unit of a workload that reads or writes text."""
+    options = workload.options
+    return int(options["batch_size"] * (1 if workload.task == "Decode" else options["tgt_len"]))
 
 
 def cost_of(workload: Workload) -> Cost | None:

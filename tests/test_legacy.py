@@ -581,6 +581,12 @@ def test_a_div_val_with_the_same_widths_is_no_contradiction():
         settle_config(checkpoint, {**LENGTHS, "div_val": 3})
 
 
+def test_a_setting_of_another_kind_is_refused_with_the_file():
+    checkpoint = checkpoint_with({}, {"dropout": "much"})
+    with pytest.raises(ValueError, match=r"^the settings for file cannot be used: dropout='much' must be"):
+        settle_config(checkpoint, LENGTHS)
+
+
 def test_missing_options_are_listed():
     with pytest.raises(
         ValueError, match=r"^file does not say clamp_len, same_length: give them in a JSON file with --arguments, or"

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cluster_losses import WordRange, range_losses
+
 
 def cluster_bounds(n_token: int, cutoffs: Sequence[int]) -> list[tuple[int, int]]:
     """First id and past-the-last id of each cluster."""
@@ -70,14 +72,16 @@ class AdaptiveEmbedding(nn.Module):
         for projection in self.emb_projs:
             nn.init.normal_(projection, std=0.01)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, *, table: Tensor | None = None) -> Tensor:
         """Embeddings of `input_ids [...]`, `[..., d_proj]`.
+
+        With one table, `table` may be given in its place: it then has a sparse gradient (see `shared_by_two`).
 
         Every table is read for every position, at a clamped id where the position belongs to another cluster: no shape
         depends on the data, so nothing waits for the device, and the narrow tails make the extra work small.
         """
         if len(self.emb_layers) == 1:
-            return self._embed(input_ids, 0) * self.emb_scale
+            return self._embed(input_ids, 0, table) * self.emb_scale
         bounds = cluster_bounds(self.n_token, self.cutoffs)
         # Ids outside the vocabulary are not clamped: the look-up refuses them.
         embedded = self._embed(input_ids.clamp(max=bounds[0][1] - 1), 0)
@@ -87,8 +91,10 @@ class AdaptiveEmbedding(nn.Module):
             embedded = torch.where((input_ids >= low)[..., None], tail, embedded)
         return embedded * self.emb_scale
 
-    def _embed(self, local_ids: Tensor, i: int) -> Tensor:
-        embedded: Tensor = self.emb_layers[i](local_ids)
+    def _embed(self, local_ids: Tensor, i: int, table: Tensor | None = None) -> Tensor:
+        embedded: Tensor = (
+            self.emb_layers[i](local_ids) if table is None else F.embedding(local_ids, table, sparse=True)
+        )
         return F.linear(embedded, self.emb_projs[i]) if len(self.emb_projs) else embedded
 
     def resize(self, cluster: int, change: int) -> None:
@@ -138,12 +144,13 @@ class AdaptiveLogSoftmax(nn.Module):
                 self.out_layers.append(nn.Linear(width, high - low))
                 self.out_projs.append(nn.Parameter(torch.zeros(d_proj, width)))
 
-    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, targets: Tensor, *, table: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of each target, in nats and in order.
 
         Args:
             hidden: `[T, D]`.
             targets: token ids `[T]`; -100 is ignored.
+            table: used instead of the output embeddings of a softmax with one table (see `shared_by_two`).
 
         Returns:
             `[T]` float32 or better, 0 where ignored.
@@ -153,12 +160,37 @@ class AdaptiveLogSoftmax(nn.Module):
         head_targets = targets
         for i, (low, _) in enumerate(bounds[1:]):
             head_targets = torch.where(targets >= low, shortlist + i, head_targets)
-        losses = _cross_entropy(self._head_logits(hidden), head_targets)
-        for i, (low, high) in enumerate(bounds[1:], start=1):
-            # No cluster is skipped when it has no target: each parameter is in every rank's graph.
-            members = ((targets >= low) & (targets < high)).nonzero().squeeze(1)
-            tail_losses = _cross_entropy(self._tail_logits(hidden[members], i), targets[members] - low)
-            losses = losses.index_add(0, members, tail_losses)
+        members = [self._members(targets, low, high) for low, high in bounds[1:]]
+        ranges = [
+            WordRange(0, shortlist, head_targets),
+            *(WordRange(low, high, targets[m] - low) for (low, high), m in zip(bounds[1:], members, strict=True)),
+        ]
+        losses, *of_tails = self._range_losses(ranges, [hidden, *(hidden[m] for m in members)], table)
+        for at, tail_losses in zip(members, of_tails, strict=True):
+            losses = losses.index_add(0, at, tail_losses)
+        return losses
+
+    @staticmethod
+    def _members(targets: Tensor, low: int, high: int) -> Tensor:
+        """Positions whose target is in a tail cluster; none is skipped, so each parameter is in every rank's graph."""
+        return ((targets >= low) & (targets < high)).nonzero().squeeze(1)
+
+    def _range_losses(self, ranges: list[WordRange], hidden: list[Tensor], table: Tensor | None) -> Sequence[Tensor]:
+        """Losses of the targets of each cluster, from states before the projection."""
+        is_ours = hidden[0].device.type == "cpu" and hidden[0].dtype in (torch.float32, torch.float64)
+        if not is_ours or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            logits = [self._head_logits(hidden[0]), *(self._tail_logits(h, i) for i, h in enumerate(hidden) if i)]
+            return [_cross_entropy(scores, part.targets) for scores, part in zip(logits, ranges, strict=True)]
+        hidden = [self._project(states, i) for i, states in enumerate(hidden)]
+        rows, row_bias = (self.cluster_weight, self.cluster_bias) if self.cutoffs else (None, None)
+        if self.div_val == 1:
+            weight, bias = self._layer(0).weight if table is None else table, self._layer(0).bias
+            return range_losses(weight, bias, rows, row_bias, ranges, hidden)
+        losses: list[Tensor] = []
+        for i, (part, states) in enumerate(zip(ranges, hidden, strict=True)):
+            layer, own = self._layer(i), WordRange(0, part.high - part.low, part.targets)
+            extra = (rows, row_bias) if i == 0 else (None, None)
+            losses += range_losses(layer.weight, layer.bias, extra[0], extra[1], [own], [states])
         return losses
 
     def log_prob(self, hidden: Tensor) -> Tensor:

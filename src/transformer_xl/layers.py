@@ -6,7 +6,7 @@ Parameters keep the names of old checkpoints, which docs/model.md maps to the pa
 Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, D model size.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .attention import DistanceTerms, VisibleKeys
 from .configuration import TransfoXLConfig
-from .dropout import Dropout
+from .dropout import Dropout, relu_dropout
 from .implementations import ATTENTION_FUNCTIONS
 from .memory import MemoryLayer
 from .padding import RowAlignment
@@ -166,10 +166,22 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[B, Q, D]` to `[B, Q, D]`."""
-        output: Tensor = self.CoreNet(self.layer_norm(hidden) if self.pre_lnorm else hidden)
-        output = hidden + output
+        output = hidden + self._core(self.layer_norm(hidden) if self.pre_lnorm else hidden)
         normed: Tensor = output if self.pre_lnorm else self.layer_norm(output)
         return normed
+
+    def _core(self, hidden: Tensor) -> Tensor:
+        """What `CoreNet` gives; in training on a processor without a second wide tensor, if nobody looks at it."""
+        inner, activation, drop, outer, last = self.CoreNet
+        is_plain = type(inner) is nn.Linear and type(activation) is nn.ReLU and isinstance(drop, Dropout)
+        is_watched = any(m._forward_hooks or m._forward_pre_hooks for m in (self.CoreNet, inner, activation, drop))
+        is_ours = hidden.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not is_plain or is_watched or not is_ours or not drop.training or not 0 < cast(Dropout, drop).p < 1:
+            output: Tensor = self.CoreNet(hidden)
+            return output
+        rows = inner(hidden.flatten(0, -2))  # no view of another tensor, which autograd would copy when it is changed
+        dropped: Tensor = last(outer(relu_dropout(rows, cast(Dropout, drop).p)).view_as(hidden))
+        return dropped
 
 
 class TransfoXLLayer(nn.Module):

@@ -19,6 +19,7 @@ from transformers import GenerationMixin
 
 from .adaptive import AdaptiveEmbedding, AdaptiveLogSoftmax
 from .attention import DistanceTerms, VisibleKeys, key_distances, n_distances, sinusoid
+from .cluster_losses import shared_by_two
 from .configuration import TransfoXLConfig
 from .dropout import Dropout
 from .implementations import ATTENTION_FUNCTIONS
@@ -203,21 +204,28 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         elif input_ids is None:
             raise ValueError("input_ids or inputs_embeds must be given, but neither was: pass one of them.")
         else:
-            if not isinstance(input_ids, Tensor):
-                raise TypeError(
-                    f"input_ids is a {type(input_ids).__name__} but must be a tensor [B, Q]: "
-                    "ask the tokenizer for return_tensors='pt', or pass torch.tensor([ids])."
-                )
-            if input_ids.dim() != 2:
-                raise ValueError(
-                    f"input_ids has shape {list(input_ids.shape)} but must be [B, Q]: add a batch dimension."
-                )
-            check_ids(input_ids, self.config.vocab_size, name="input_ids")
-            embedded = self.word_emb(input_ids)
+            embedded = self.embed_ids(input_ids)
         if embedded.shape[1] == 0:
             raise ValueError(
                 "the segment has no token: pass at least one (length 0 has no output and moves no memory)."
             )
+        return embedded
+
+    def embed_ids(self, input_ids: Tensor, *, table: Tensor | None = None) -> Tensor:
+        """Embeddings `[B, Q, d_model]` of `input_ids [B, Q]`; `table` as in `AdaptiveEmbedding.forward`.
+
+        Raises:
+            ValueError, TypeError: they are no ids of the vocabulary.
+        """
+        if not isinstance(input_ids, Tensor):
+            raise TypeError(
+                f"input_ids is a {type(input_ids).__name__} but must be a tensor [B, Q]: "
+                "ask the tokenizer for return_tensors='pt', or pass torch.tensor([ids])."
+            )
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids has shape {list(input_ids.shape)} but must be [B, Q]: add a batch dimension.")
+        check_ids(input_ids, self.config.vocab_size, name="input_ids")
+        embedded: Tensor = self.word_emb(input_ids) if table is None else self.word_emb(input_ids, table=table)
         return embedded
 
     def _recall(
@@ -486,6 +494,11 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
                 "labels and shift_labels must not both be given: labels are shifted inside, pass one of them."
             )
         return_dict = self.config.return_dict if return_dict is None else return_dict
+        has_losses = labels is not None or shift_labels is not None
+        is_read_here = has_losses and input_ids is not None and inputs_embeds is None
+        of_embedding, of_softmax = self._shared_table() if is_read_here else (None, None)
+        if of_embedding is not None:
+            input_ids, inputs_embeds = None, self.transformer.embed_ids(cast(Tensor, input_ids), table=of_embedding)
         output = self.transformer(
             input_ids,
             mems=mems,
@@ -501,9 +514,9 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         hidden = output.last_hidden_state
         losses = loss = scores = None
         if labels is not None:
-            losses, loss = self._losses(hidden, labels, attention_mask, name="labels")
+            losses, loss = self._losses(hidden, labels, attention_mask, of_softmax, name="labels")
         elif shift_labels is not None:
-            losses, loss = self._losses(hidden, shift_labels, attention_mask, name="shift_labels")
+            losses, loss = self._losses(hidden, shift_labels, attention_mask, of_softmax, name="shift_labels")
         skip_logits = (self.training and losses is not None) if skip_logits is None else skip_logits
         if not skip_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -519,8 +532,22 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         )
         return result if return_dict else result.to_tuple()
 
+    def _shared_table(self) -> tuple[Tensor | None, Tensor | None]:
+        """The one table of embedding and softmax, twice, so that it gets one gradient; None where there is none."""
+        embedding, softmax = self.transformer.word_emb.emb_layers[0], self.crit.out_layers[0]
+        is_hooked = embedding._forward_hooks or embedding._forward_pre_hooks
+        is_plain = type(embedding) is nn.Embedding and type(softmax) is nn.Linear and not is_hooked
+        if not is_plain or self.config.div_val > 1 or softmax.weight is not embedding.weight:
+            return None, None
+        table = cast(Tensor, softmax.weight)
+        is_trained = table.requires_grad and torch.is_grad_enabled() and self.config.sample_softmax <= 0
+        is_ours = table.device.type == "cpu" and table.dtype in (torch.float32, torch.float64)
+        if not is_trained or not is_ours or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return None, None
+        return shared_by_two(table)
+
     def _losses(
-        self, hidden: Tensor, targets: Tensor, attention_mask: Tensor | None, *, name: str
+        self, hidden: Tensor, targets: Tensor, attention_mask: Tensor | None, table: Tensor | None, *, name: str
     ) -> tuple[Tensor, Tensor]:
         """`losses` and `loss` for targets that are `labels` (to be shifted) or `shift_labels` (aligned already)."""
         batch_size, q_len = hidden.shape[:2]
@@ -540,7 +567,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         if self.training and self.config.sample_softmax > 0:
             losses = self.crit.sampled(flat_hidden, flat_targets, n_samples=self.config.sample_softmax)
         else:
-            losses = self.crit(flat_hidden, flat_targets)
+            losses = self.crit(flat_hidden, flat_targets, table=table)
         n_targets = (flat_targets != -100).sum()
         return losses.view(targets.shape), losses.sum() / n_targets.clamp(min=1)
 

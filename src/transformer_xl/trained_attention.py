@@ -56,22 +56,25 @@ class _Attention(torch.autograd.Function):
         saved = (q, k, v, content_bias, distance_keys, query_bias, score_bias)
         seed = new_seed() if dropout else 0
         scores = _Scores(*saved, n_batch=n_batch, dropout=dropout, seed=seed)
-        output = torch.empty_like(q)
+        rows = (-1, n_batch)
+        output = q.new_empty(n_batch, q.shape[1], q.shape[0] // n_batch, q.shape[2])  # as the next product reads it
+        by_head = output.permute(2, 0, 1, 3)
         for block in blocks(visible, length):
             weights, kept = scores.weights(block)
-            output[:, block.queries] = torch.bmm(weights if kept is None else weights * kept, v[:, block.keys])
+            attended = torch.bmm(weights if kept is None else weights * kept, v[:, block.keys])
+            by_head[:, :, block.queries] = attended.unflatten(0, rows)
         ctx.save_for_backward(*saved, output)
         ctx.visible, ctx.length, ctx.n_batch, ctx.dropout, ctx.seed = visible, length, n_batch, dropout, seed
-        attended: Tensor = output.unflatten(0, (-1, n_batch)).transpose(0, 1)
-        return attended
+        return output.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *saved, output = ctx.saved_tensors
         scores = _Scores(*saved, n_batch=ctx.n_batch, dropout=ctx.dropout, seed=ctx.seed)
+        # The mean of a query's gradients of weights, under the weights.
+        mean = (grad.transpose(1, 2) * output).sum(-1, keepdim=True).permute(2, 0, 1, 3).flatten(0, 1)
         grad = grad.transpose(0, 1).flatten(0, 1).contiguous()
-        mean = (grad * output).sum(-1, keepdim=True)  # of a query's gradients of weights, under the weights
         for block in blocks(ctx.visible, ctx.length):
             scores.add_gradients(block, grad[:, block.queries], mean[:, block.queries])
         return (*scores.gradients(), None, None)

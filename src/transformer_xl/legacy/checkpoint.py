@@ -91,9 +91,12 @@ def settle_config(
     _refuse_labels_without_numbers(checkpoint, values.get("id2label"))
     _fit_position_rows(checkpoint, values, is_given="tgt_len" in given)
     defaulted = [name for name in ("dropout", "dropatt") if name not in values]
-    config = TransfoXLConfig(
-        **{name: value for name, value in values.items() if value is not None or name.endswith("_id")}
-    )
+    try:
+        config = TransfoXLConfig(
+            **{name: value for name, value in values.items() if value is not None or name.endswith("_id")}
+        )
+    except TypeError as error:  # a number of another kind, such as 2.0, is as much the file's fault as a wrong one
+        raise ValueError(f"the settings for {checkpoint.path} cannot be used: {error}") from error
     return SettledConfig(config, defaulted, unused)
 
 
