@@ -108,6 +108,34 @@ def test_log_probabilities_and_losses_equal_a_loop_over_tokens(n_token, d_embed,
     )
 
 
+@pytest.mark.parametrize("cluster_bias", [-3.0, 0.0, 3.0])
+@pytest.mark.parametrize("n_best", [1, 4, 10, 11, 30])
+def test_the_most_probable_tokens_are_exact_and_other_clusters_left_out(n_best, cluster_bias):
+    module = random_parameters(AdaptiveLogSoftmax(30, 8, 12, [10, 20], div_val=2))
+    module.cluster_bias.data.fill_(cluster_bias)
+    hidden = torch.randn(50, 1, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    n_left_out = 0
+    for states in hidden:
+        expected, actual = module.log_prob(states), module.log_prob(states, n_best=n_best)
+        assert_equal(actual.topk(n_best).values, expected.topk(n_best).values)
+        is_left_out = actual.isinf()
+        assert_equal(actual[~is_left_out], expected[~is_left_out])
+        n_left_out += int(is_left_out.sum())
+    assert (n_left_out > 0) == (n_best <= 10)
+
+
+def test_a_cluster_is_computed_for_all_positions_if_one_needs_it():
+    module = random_parameters(AdaptiveLogSoftmax(30, 8, 12, [10, 20], div_val=2))
+    hidden = torch.randn(40, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert_equal(module.log_prob(hidden, n_best=1), module.log_prob(hidden))
+
+
+def test_no_best_token_is_refused():
+    module = random_parameters(AdaptiveLogSoftmax(30, 8, 12, [10, 20], div_val=2))
+    with pytest.raises(ValueError, match=r"^n_best=0 must be at least 1: None is for all tokens\.$"):
+        module.log_prob(torch.zeros(1, 12, dtype=torch.float64), n_best=0)
+
+
 def test_every_parameter_gets_a_gradient_when_one_cluster_has_all_targets():
     module = random_parameters(AdaptiveLogSoftmax(30, 8, 12, [10, 20], div_val=2))
     module(torch.randn(4, 12, dtype=torch.float64), torch.tensor([0, 1, 2, 3])).sum().backward()

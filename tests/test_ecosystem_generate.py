@@ -56,6 +56,41 @@ def left_padded(rows: list[Tensor]) -> dict[str, Tensor]:
 # Searching and sampling.
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"do_sample": True, "top_k": 3},
+        {"do_sample": True, "top_k": 3, "top_p": 0.8, "temperature": 0.7},
+        {"do_sample": True, "top_k": 0},
+        {"do_sample": True, "top_k": 0, "top_p": 0.8},
+        {"do_sample": True, "top_k": 3, "repetition_penalty": 1.5},
+        {"do_sample": True, "top_k": 3, "output_scores": True, "return_dict_in_generate": True},
+    ],
+)
+def test_clusters_that_cannot_be_chosen_are_left_out_and_change_nothing(options, monkeypatch):
+    model, ids = tiny_model(), random_ids(1, 4)
+    model.crit.cluster_bias.data.fill_(-2.0)
+    seen = []
+    log_prob = model.crit.log_prob
+
+    def watched(hidden, *, n_best=None):
+        seen.append(log_prob(hidden, n_best=n_best))
+        return seen[-1]
+
+    def generated():
+        torch.manual_seed(1)
+        output = model.generate(ids, max_new_tokens=25, **options)
+        return output if isinstance(output, Tensor) else output.sequences
+
+    monkeypatch.setattr(model.crit, "log_prob", watched)
+    tokens = generated()
+    are_all_needed = options.get("top_k") == 0 or "repetition_penalty" in options or "output_scores" in options
+    assert any(scores.isinf().any() for scores in seen) != are_all_needed
+    monkeypatch.setattr(model.crit, "log_prob", lambda hidden, n_best=None: log_prob(hidden))
+    assert torch.equal(tokens, generated())
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_greedy_search_equals_the_loop_over_segments(name):
     model, ids = tiny_model(**RECURRENT[name]), random_ids(3, 4)

@@ -193,17 +193,45 @@ class AdaptiveLogSoftmax(nn.Module):
             losses += range_losses(layer.weight, layer.bias, extra[0], extra[1], [own], [states])
         return losses
 
-    def log_prob(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities of all tokens, `[..., D]` to `[..., V]`, float32 or better."""
+    def log_prob(self, hidden: Tensor, *, n_best: int | None = None) -> Tensor:
+        """Log-probabilities of all tokens, `[..., D]` to `[..., V]`, float32 or better.
+
+        Args:
+            hidden: `[..., D]`.
+            n_best: how many tokens of each position matter; None for all. Clusters without any of them may be -inf.
+
+        Raises:
+            ValueError: `n_best` is below 1.
+        """
         head = _log_softmax(self._head_logits(hidden))
         if not self.cutoffs:
             return head
         shortlist = self.cutoffs[0]
+        is_needed = self._needed_tails(head, n_best)
         parts = [head[..., :shortlist]]
-        for i in range(1, len(self.cutoffs) + 1):
-            cluster_log_prob = head[..., shortlist + i - 1, None]
-            parts.append(_log_softmax(self._tail_logits(hidden, i)) + cluster_log_prob)
+        for i, (low, high) in enumerate(cluster_bounds(self.n_token, self.cutoffs)[1:]):
+            if is_needed[i]:
+                tail = _log_softmax(self._tail_logits(hidden, i + 1)) + head[..., shortlist + i, None]
+            else:
+                tail = head.new_full((*head.shape[:-1], high - low), float("-inf"))
+            parts.append(tail)
         return torch.cat(parts, dim=-1)
+
+    def _needed_tails(self, head: Tensor, n_best: int | None) -> list[bool]:
+        """Which tail clusters may hold one of the `n_best` most probable tokens of some position.
+
+        No token is more probable than its cluster, so a cluster less probable than `n_best` tokens of the shortlist
+        holds none.
+        """
+        shortlist = self.cutoffs[0]
+        if n_best is not None and n_best < 1:
+            raise ValueError(f"n_best={n_best} must be at least 1: None is for all tokens.")
+        is_worth_it = head.device.type == "cpu"  # elsewhere everything would wait for the answer
+        if n_best is None or n_best > shortlist or not is_worth_it:
+            return [True] * len(self.cutoffs)
+        last = head[..., :shortlist].topk(n_best, dim=-1).values[..., -1:]
+        needed: list[bool] = (head[..., shortlist:] >= last).flatten(0, -2).any(0).tolist()
+        return needed
 
     def sampled(self, hidden: Tensor, targets: Tensor, *, n_samples: int) -> Tensor:
         """Negative log-likelihood under a softmax over the target and sampled tokens (Jean et al. 2015), for training.

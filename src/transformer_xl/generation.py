@@ -52,6 +52,11 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1: 1 keeps all tokens.")
 
+    @property
+    def n_best(self) -> int | None:
+        """How many of the most probable tokens can be chosen; None where all can."""
+        return 1 if self.greedy else self.top_k or None
+
     def processors(self) -> LogitsProcessorList:
         """The changes of the log-probabilities, in the order in which `model.generate` makes them."""
         processors = LogitsProcessorList()
@@ -86,7 +91,8 @@ def stream_tokens(model: TransfoXLLMHeadModel, prompt: Sequence[int], sampling: 
     else:
         generator.manual_seed(sampling.seed)
     processors = sampling.processors()
-    read = _read_with_memory(model) if model.config.mem_len else _read_again(model)
+    start = _read_with_memory if model.config.mem_len else _read_again
+    read = start(model, sampling.n_best)
     new = torch.tensor([list(prompt)], device=model.device)
     while True:
         with torch.no_grad():
@@ -94,14 +100,14 @@ def stream_tokens(model: TransfoXLLMHeadModel, prompt: Sequence[int], sampling: 
         yield int(new)
 
 
-def _read_with_memory(model: TransfoXLLMHeadModel) -> Callable[[Tensor], Tensor]:
+def _read_with_memory(model: TransfoXLLMHeadModel, n_best: int | None) -> Callable[[Tensor], Tensor]:
     """A function that reads new ids `[1, n]` and gives the log-probabilities of the next, `[1, V]`."""
     cache: TransfoXLCache | None = None
 
     def read(new: Tensor) -> Tensor:
         nonlocal cache
         for segment in new.split(PROMPT_SEGMENT, dim=1):
-            output = model(segment, use_cache=True, past_key_values=cache, logits_to_keep=1)
+            output = model(segment, use_cache=True, past_key_values=cache, logits_to_keep=1, n_best=n_best)
             cache = output.past_key_values
         scores: Tensor = output.logits[:, -1]
         return scores
@@ -109,7 +115,7 @@ def _read_with_memory(model: TransfoXLLMHeadModel) -> Callable[[Tensor], Tensor]
     return read
 
 
-def _read_again(model: TransfoXLLMHeadModel) -> Callable[[Tensor], Tensor]:
+def _read_again(model: TransfoXLLMHeadModel, n_best: int | None) -> Callable[[Tensor], Tensor]:
     """As `_read_with_memory`, for a model without memory: it reads the whole text each time."""
     limit = model.config.tgt_len if model.config.attn_type in (2, 3) else 0  # 0 keeps all: a slice from -0
     text = torch.empty(1, 0, dtype=torch.long, device=model.device)
@@ -117,7 +123,7 @@ def _read_again(model: TransfoXLLMHeadModel) -> Callable[[Tensor], Tensor]:
     def read(new: Tensor) -> Tensor:
         nonlocal text
         text = torch.cat([text, new], dim=1)[:, -limit:]
-        scores: Tensor = model(text, logits_to_keep=1).logits[:, -1]
+        scores: Tensor = model(text, logits_to_keep=1, n_best=n_best).logits[:, -1]
         return scores
 
     return read

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationMixin
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+)
 
 from .adaptive import AdaptiveEmbedding, AdaptiveLogSoftmax
 from .attention import DistanceTerms, VisibleKeys, key_distances, n_distances, sinusoid
@@ -478,6 +485,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         past_key_values: TransfoXLCache | None = None,
         ext_len: int = 0,
+        n_best: int | None = None,
     ) -> TransfoXLLMHeadModelOutput | tuple[Any, ...]:
         """Predict the token after each one of a segment; see `TransfoXLModel.forward` for the arguments not listed.
 
@@ -486,6 +494,8 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
             shift_labels: targets aligned with the inputs, `[B, Q]`: the next token of each; -100 is ignored.
             logits_to_keep: log-probabilities of the last so many positions only (0: all), or of these positions.
             skip_logits: leave `prediction_scores` out; default: in training with labels, where they only cost memory.
+            n_best: how many of the most probable tokens of each position matter; `prediction_scores` of clusters
+                without any of them may then be -inf, which saves their computation. None for all.
 
         With an `attention_mask`, positions that are padding or whose target is padding are ignored as well.
         """
@@ -520,7 +530,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         skip_logits = (self.training and losses is not None) if skip_logits is None else skip_logits
         if not skip_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            scores = self.crit.log_prob(hidden[:, kept])
+            scores = self.crit.log_prob(hidden[:, kept], n_best=n_best)
         result = TransfoXLLMHeadModelOutput(
             losses=losses,
             prediction_scores=scores,
@@ -666,12 +676,37 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
             updated.pop("past_key_values", None)
         return updated
 
+    def _sample(
+        self,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        """Sampling and greedy search (called by `generate`), without clusters that have no chance to be chosen."""
+        if not (generation_config.output_scores or generation_config.output_logits):
+            kwargs["n_best"] = _n_best(logits_processor, is_greedy=not generation_config.do_sample)
+        return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: continuous batching pages keys and values, which a memory of fixed length has not."""
         raise ValueError("generate_batch (continuous batching) is not possible with a TransfoXLCache: use generate.")
 
     init_continuous_batching = generate_batch
     continuous_batching_context_manager = generate_batch
+
+
+def _n_best(processors: LogitsProcessorList, *, is_greedy: bool) -> int | None:
+    """How many of the most probable tokens can be chosen after these changes; None where that is not known."""
+    if is_greedy:
+        return None if processors else 1
+    for processor in processors:
+        if type(processor) is TopKLogitsWarper:
+            return int(processor.top_k)
+        if type(processor) is not TemperatureLogitsWarper:  # it alone keeps the order and needs no sum over all tokens
+            return None
+    return None
 
 
 class TransfoXLForSequenceClassification(TransfoXLPreTrainedModel):
