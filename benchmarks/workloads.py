@@ -40,7 +40,7 @@ class Workload:
         peer: configuration for the other side: the same for transformers 4.35 (None), `{}` for no other side, or our
             own model of another kind.
         options: arguments of the task.
-        dtype: `"float32"`, `"bfloat16"` or `"int8"` on our side; the other side always computes in float32.
+        dtype: `"float32"` or `"bfloat16"` on our side; the other side always computes in float32.
         rounds: measured times of each side.
         tolerance: largest difference of what both sides compute; in training, relative to the norm of each gradient.
         is_fresh: whether each round needs a new process.
@@ -83,7 +83,6 @@ def _vanilla(length: int) -> Workload:
 WORKLOADS = [
     _decode("decode-wt103", **_DECODE_WORDS, rounds=5),
     _decode("decode-wt103-bfloat16", **_DECODE_WORDS, dtype="bfloat16", tolerance=0.25),
-    _decode("decode-wt103-int8", **_DECODE_WORDS, dtype="int8", tolerance=0.5),
     _decode("decode-char-b1", CHARACTERS_DECODING, batch_size=1, n_tokens=64, peer_tokens=4),
     _decode("decode-char-b16", CHARACTERS_DECODING, batch_size=16, n_tokens=16, peer_tokens=1),
     Workload(
@@ -199,14 +198,14 @@ class Cost:
         return max(self.operations / operations_per_s, self.n_bytes / bytes_per_s)
 
 
-def decoding_cost(sizes: Sizes, batch_size: int, weight_bytes: float, state_bytes: float) -> Cost:
+def decoding_cost(sizes: Sizes, batch_size: int, number_bytes: int) -> Cost:
     """One token of each row: all weights, keys, values and distances are read once."""
     s, k_len = sizes, sizes.mem_len
     softmax = sum(n_tokens * width for n_tokens, width in s.clusters)
     weights = s.n_layer * s.layer_weights + softmax
     state = s.n_layer * s.width * (2 * k_len * batch_size + s.distances(k_len))
     scores = s.n_layer * s.width * (2 * k_len + s.distances(k_len))
-    return Cost(2 * batch_size * (weights + scores), weight_bytes * weights + state_bytes * state)
+    return Cost(2 * batch_size * (weights + scores), number_bytes * (weights + state))
 
 
 def reading_cost(sizes: Sizes, batch_size: int, q_len: int) -> Cost:
@@ -262,8 +261,7 @@ def cost_of(workload: Workload) -> Cost | None:
     """The least that our side of a workload needs for one unit; None where nothing is computed."""
     sizes, options = Sizes.of(workload.config), workload.options
     if workload.task == "Decode":
-        weight_bytes = {"float32": 4, "bfloat16": 2, "int8": 1}[workload.dtype]
-        return decoding_cost(sizes, options["batch_size"], weight_bytes, 4 if workload.dtype == "float32" else 2)
+        return decoding_cost(sizes, options["batch_size"], 4 if workload.dtype == "float32" else 2)
     if workload.task == "Evaluate":
         return reading_cost(sizes, options["batch_size"], options["tgt_len"])
     if workload.task == "Read":

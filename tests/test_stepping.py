@@ -156,3 +156,28 @@ def test_a_cache_that_goes_to_another_model_is_read_by_that_model():
         duplicate = copy.deepcopy(cache)
         actual = second(ids[:, 4:5], past_key_values=cache).logits
         assert_equal(actual, second(ids[:, 4:5], past_key_values=duplicate).logits)
+
+
+class QuantisedWeight(torch.Tensor):
+    """Stands for weights of quantisation libraries: a linear map finds them by position."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.linear:
+            states, weight, *bias = args
+            return torch.nn.functional.linear(states, weight.as_subclass(torch.Tensor).round(decimals=1), *bias)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_quantised_weights_act_on_memory_and_single_tokens(steps):
+    model, reference = tiny_model(), tiny_model()
+    for quantised, rounded in zip(
+        model.transformer.layers.modules(), reference.transformer.layers.modules(), strict=True
+    ):
+        if isinstance(quantised, nn.Linear):
+            quantised.weight = nn.Parameter(quantised.weight.data.as_subclass(QuantisedWeight))
+            rounded.weight.data = rounded.weight.data.round(decimals=1)
+    ids = random_ids(2, 14)
+    actual = scores_of_tokens(model, ids)
+    assert steps
+    assert_equal(actual, scores_of_tokens(reference, ids))

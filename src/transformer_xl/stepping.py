@@ -9,7 +9,6 @@ Shapes: B batch, N heads, H head size, D model size.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -137,7 +136,8 @@ def _taken_apart(layer: TransfoXLLayer) -> _Layer:
 def _map_of(module: nn.Module) -> Map:
     """The linear map of a module; another class than torch's is called as it is."""
     if isinstance(module, nn.Linear) and _is_exactly(module, nn.Linear):
-        return partial(F.linear, weight=module.weight, bias=module.bias)
+        weight, bias = module.weight, module.bias
+        return lambda states: F.linear(states, weight, bias)  # by position: quantised weights look for them there
     return module
 
 
