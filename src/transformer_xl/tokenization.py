@@ -16,7 +16,7 @@ from array import array
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,8 +34,11 @@ from .vocabulary import (
     read_word_list,
     write_vocabulary,
 )
+from .word_lookup import ABSENT
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 logger = logging.get_logger(__name__)
@@ -44,7 +47,9 @@ SINGLE_SYMBOL_MODES = ("characters", "bytes")
 MODES = ("moses", "whitespace", *SINGLE_SYMBOL_MODES)
 UNK_TOKEN, EOS_TOKEN, ADDITIONAL_SPECIAL_TOKENS = "<unk>", "<eos>", ("<formula>",)
 DOUBLE_EOS = "<S>"  # stands at both ends of a One Billion Word sentence in the authors' code
-BLOCK_LEN = 1 << 20  # characters of a text without line ends that are read at once in character mode
+BLOCK_LEN = 1 << 20  # characters of text that are read or looked up at once
+LONG_TEXT = 1 << 16  # characters from which `WordLookup` is worth being built
+_SPACE = re.compile(r"\s")
 # What old tokenizers saved beside their parameters; nothing here reads it.
 _OLD_STATE = {"counter", "idx2sym", "sym2idx", "punctuation_symbols"}
 
@@ -169,6 +174,11 @@ class TransfoXLTokenizer(PythonBackend):
         """Whether every character or byte is a symbol of its own, line ends included."""
         return self.mode in SINGLE_SYMBOL_MODES
 
+    @property
+    def _has_plain_words(self) -> bool:
+        """Whether words are what stands between white space."""
+        return self.mode == "whitespace" and self.delimiter is None
+
     # The vocabulary: words first, then added tokens that are no word.
 
     def _set_words(self, words: Sequence[str]) -> None:
@@ -243,7 +253,10 @@ class TransfoXLTokenizer(PythonBackend):
         )
         self._stuck_special_pattern = None
         are_words = all(token.split() == [token.lower() if self.lower_case else token] for token in longest_first)
-        if self.mode == "whitespace" and self.delimiter is None and are_words:
+        self._special_word_ids: dict[str, int] | None = None
+        if self._has_plain_words and are_words:
+            if self._words and not self._special_takes_spaces:
+                self._special_word_ids = {token: self._ids[token] for token in longest_first}
             stuck = (rf"{token}(?:(?<!\s{token})|(?!\s))" for token in map(re.escape, longest_first))
             self._stuck_special_pattern = re.compile("|".join(stuck))
         self.total_vocab_size = len(self._ids)
@@ -364,10 +377,53 @@ class TransfoXLTokenizer(PythonBackend):
         Raises:
             ValueError: a token is unknown and there is no `unk_token`.
         """
+        ids = self._ids_with_unknown()
+        return ids[tokens] if isinstance(tokens, str) else list(map(ids.__getitem__, tokens))
+
+    def _ids_with_unknown(self) -> TokenIds:
         ids = self._ids
         unk_token = self._special_tokens_map["unk_token"]
         ids.unk_id = ids[str(unk_token)] if unk_token is not None and str(unk_token) in ids else None
-        return ids[tokens] if isinstance(tokens, str) else list(map(ids.__getitem__, tokens))
+        return ids
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:
+        """Called by the base class for each text, of which it gives ids that it gets as they are."""
+        split_special_tokens = bool(kwargs.get("split_special_tokens", self.split_special_tokens))
+        is_plain = self._has_plain_words and (split_special_tokens or self._special_word_ids is not None)
+        changes_tokens = kwargs.keys() & {"add_eos", "add_double_eos", "sanitize_control_tokens"}
+        if isinstance(text, str) and len(text) >= LONG_TEXT and is_plain and not changes_tokens:
+            ids = array("q")
+            for block in _cut_at_spaces(text, BLOCK_LEN):
+                self._append_ids(ids, block, split_special_tokens=split_special_tokens)
+            text = ids.tolist() if ids else ""  # the base class takes an empty list for an empty batch
+        return super()._encode_plus(text, text_pair, **kwargs)
+
+    def _append_ids(self, ids: "array[int]", text: str, *, split_special_tokens: bool) -> None:
+        """Appends what `tokenize` and `convert_tokens_to_ids` give, in whitespace mode; fast for long texts."""
+        found = self._find_ids(text, split_special_tokens=split_special_tokens)
+        if found is not None:
+            ids.frombytes(found.tobytes())
+        else:
+            ids.fromlist(self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=split_special_tokens)))
+
+    def _find_ids(self, text: str, *, split_special_tokens: bool) -> "npt.NDArray[np.int64] | None":
+        """The ids of words between white space; None where that is not all there is to it.
+
+        Which is where a special token is no word, or touches other text, or nothing stands for an unknown word.
+        """
+        special_ids = {} if split_special_tokens else self._special_word_ids
+        if special_ids is None:
+            return None
+        text = text.lower() if self.lower_case else text
+        ids = self._ids_with_unknown()
+        found = ids.lookup.find(text)
+        if any(text.count(token) != (found == index).sum() for token, index in special_ids.items()):
+            return None
+        is_unknown = found == ABSENT
+        if ids.unk_id is None:
+            return None if is_unknown.any() else found
+        found[is_unknown] = ids.unk_id
+        return found
 
     def convert_to_tensor(self, symbols: Sequence[str]) -> "torch.Tensor":
         """Gives the ids of tokens as an int64 tensor."""
@@ -424,7 +480,7 @@ class TransfoXLTokenizer(PythonBackend):
 
     def count_file(self, path: str | os.PathLike[str], verbose: bool = False, add_eos: bool = False) -> list[list[str]]:
         """Adds the tokens of a file to `counter` and gives them line by line; `train` does not keep them."""
-        lines = list(self._token_lists(self._open(path, verbose=verbose), add_eos=add_eos))
+        lines = [self.tokenize(line, add_eos=add_eos) for line in self._open(path, verbose=verbose)]
         self.count_sents(lines)
         return lines
 
@@ -471,13 +527,15 @@ class TransfoXLTokenizer(PythonBackend):
             add_double_eos: whether `<S>` stands at both ends of each line.
         """
         lines = self._open(path, verbose=verbose, cut=ordered and not (add_eos or add_double_eos))
-        if add_double_eos:
-            token_lists: Iterable[list[str]] = (self.tokenize(line, add_double_eos=True) for line in lines)
-        else:
-            token_lists = self._token_lists(lines, add_eos=add_eos, by_line=not ordered)
+        ids = array("q")
+        if ordered and self._has_plain_words and not add_double_eos:
+            for block in self._joined(lines, add_eos=add_eos):
+                self._append_ids(ids, block, split_special_tokens=bool(self.split_special_tokens))
+            return _tensor(ids)
+        options = {"add_double_eos": True} if add_double_eos else {"add_eos": add_eos}
+        token_lists = (self.tokenize(line, **options) for line in lines)
         if not ordered:
             return [self.convert_to_tensor(tokens) for tokens in token_lists]
-        ids = array("q")
         for tokens in token_lists:
             ids.fromlist(self.convert_tokens_to_ids(tokens))
         return _tensor(ids)
@@ -495,16 +553,11 @@ class TransfoXLTokenizer(PythonBackend):
         may_cut = cut and self.has_single_symbols and self._special_pattern is None
         return read_lines(path, keep_line_ends=self.has_single_symbols, longest=BLOCK_LEN if may_cut else -1)
 
-    def _token_lists(self, lines: Iterable[str], *, add_eos: bool, by_line: bool = True) -> Iterator[list[str]]:
-        """The tokens of lines; unless wanted `by_line`, of many lines at once where that gives the same ones."""
-        if by_line or self.mode != "whitespace" or self.delimiter is not None:
-            yield from (self.tokenize(line, add_eos=add_eos) for line in lines)
-            return
-        lines = iter(lines)
+    def _joined(self, lines: Iterable[str], *, add_eos: bool) -> Iterator[str]:
+        """Many lines at a time as one text of the same words; only where words stand between white space."""
         line_end = f" {self._need_eos()} " if add_eos else "\n"
-        while block := "".join(islice(lines, 1000)):
-            text = block if block.endswith("\n") else f"{block}\n"
-            yield self.tokenize(text.replace("\n", line_end))
+        for block in _in_blocks(lines, BLOCK_LEN):
+            yield (block if block.endswith("\n") else f"{block}\n").replace("\n", line_end)
 
     @classmethod
     def train(
@@ -550,8 +603,12 @@ class TransfoXLTokenizer(PythonBackend):
         paths = [files] if isinstance(files, str | os.PathLike) else files
         file_lines = (tokenizer._open(path, cut=True) for path in paths)
         text_lines = (StringIO(text, newline="" if tokenizer.has_single_symbols else None) for text in texts)
+        add_eos = eos_token in needed
         for lines in chain(file_lines, text_lines):
-            tokenizer.count_sents(tokenizer._token_lists(lines, add_eos=eos_token in needed, by_line=False))
+            if tokenizer._has_plain_words:
+                tokenizer.count_sents(map(tokenizer.tokenize, tokenizer._joined(lines, add_eos=add_eos)))
+            else:
+                tokenizer.count_sents(tokenizer.tokenize(line, add_eos=add_eos) for line in lines)
         if not tokenizer.counter:
             raise ValueError("train found no text: give files or texts that are not empty")
         tokenizer.build_vocab()
@@ -578,6 +635,29 @@ def _mode_of(delimiter: str | None) -> str:
     if delimiter is None:
         return "moses"
     return "whitespace" if delimiter else "characters"
+
+
+def _in_blocks(lines: Iterable[str], length: int) -> Iterator[str]:
+    """As many lines at a time as have at least so many characters; the last block may be shorter."""
+    block, block_len = [], 0
+    for line in lines:
+        block.append(line)
+        block_len += len(line)
+        if block_len >= length:
+            yield "".join(block)
+            block, block_len = [], 0
+    if block:
+        yield "".join(block)
+
+
+def _cut_at_spaces(text: str, length: int) -> Iterator[str]:
+    """Parts of a text of at least so many characters, save the last, whose words are whole."""
+    start = 0
+    while start < len(text):
+        space = _SPACE.search(text, start + length)
+        end = space.start() if space else len(text)
+        yield text[start:end]
+        start = end
 
 
 def _tensor(ids: "array[int]") -> "torch.Tensor":

@@ -13,13 +13,14 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, count
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
 from .pickle_reader import PickledObject, read_pickle, read_torch_file
+from .word_lookup import WordLookup
 
 VOCABULARY_FILES = ("vocab.json", "vocab.pkl", "vocab.bin", "vocab.txt", "corpus.bin", "cache.pt")
 MIN_CLUSTER = 1000  # words; a smaller cluster costs a device as much as this one
@@ -50,6 +51,14 @@ class TokenIds(dict[str, int]):
     """From token to id; `unk_id` answers for tokens that are not there, or a ValueError if it is None."""
 
     unk_id: int | None = None
+
+    @cached_property
+    def lookup(self) -> WordLookup:
+        """The same for all words of a text at once; made when it is first needed."""
+        return WordLookup(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"unk_id": self.unk_id}  # copies and pickles make their own `lookup`
 
     def __missing__(self, token: str) -> int:
         if self.unk_id is None:
