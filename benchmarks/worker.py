@@ -78,7 +78,7 @@ class Decode(ModelTask):
             ids,
             max_new_tokens=n_tokens,
             min_new_tokens=n_tokens,
-            **{"do_sample": True, "top_k": 50, "return_dict_in_generate": True, "pad_token_id": 0, **kwargs},
+            **{"do_sample": True, "top_k": 50, "return_dict_in_generate": True, **kwargs},
         )
 
     def round(self) -> float:
@@ -93,7 +93,7 @@ class Decode(ModelTask):
         return seconds / self.n_tokens
 
     def agreement(self) -> dict[str, Any]:
-        n_tokens = 3 if self.dtype == "float32" else 1  # later ones depend on a choice that may be a close one
+        n_tokens = self.sizes["n_compared"]
         past = {"mems" if IS_OURS else "past_key_values": self.mems}
         output = self.generate(self.first, n_tokens=n_tokens, do_sample=False, output_scores=True, **past)
         scores = self.torch.stack(output.scores, dim=1)

@@ -65,6 +65,8 @@ class Workload:
 
 def _decode(name: str, config: dict[str, Any], *, batch_size: int, n_tokens: int, peer_tokens: int, **rest: Any):
     options = {"batch_size": batch_size, "n_tokens": n_tokens, "peer_tokens": peer_tokens}
+    # With few bits, later tokens depend on a choice that may be a close one.
+    options["n_compared"] = 3 if rest.get("dtype", "float32") == "float32" else 1
     return Workload(name, "Decode", "s/token", config, options=options, **rest)
 
 
@@ -110,7 +112,7 @@ WORKLOADS = [
 
 def _growing(what: str, task: str, values: list[int], **fixed: int) -> tuple[str, list[tuple[int, Workload]]]:
     """Workloads that differ in one number, without another side."""
-    options = {"batch_size": 1, "tgt_len": 128, "n_segments": 3, "n_tokens": 16, **fixed}
+    options = {"batch_size": 1, "tgt_len": 128, "n_segments": 3, "n_tokens": 16, "n_compared": 1, **fixed}
     config = {**CHARACTERS_DECODING, "mem_len": 1600}
     workloads = []
     for value in values:
