@@ -110,15 +110,13 @@ WORKLOADS = [
 ]  # fmt: skip
 
 
-def _growing(what: str, task: str, values: list[int], **fixed: int) -> tuple[str, list[tuple[int, Workload]]]:
+def _growing(what: str, task: str, values: list[int]) -> tuple[str, list[tuple[int, Workload]]]:
     """Workloads that differ in one number, without another side."""
-    options = {"batch_size": 1, "tgt_len": 128, "n_segments": 3, "n_tokens": 16, "n_compared": 1, **fixed}
+    options = {"batch_size": 1, "tgt_len": 128, "n_segments": 3, "n_tokens": 16, "n_compared": 1}
     config = {**CHARACTERS_DECODING, "mem_len": 1600}
     workloads = []
     for value in values:
-        changed = {what: value}
-        own = {**config, **{name: n for name, n in changed.items() if name in config}}
-        rest = {**options, **{name: n for name, n in changed.items() if name in options}}
+        own, rest = ({**settings, what: value} if what in settings else settings for settings in (config, options))
         workloads.append((value, Workload(f"{what}={value}", task, "s", own, {}, rest, rounds=3)))
     return f"{what}, {'a new token' if task == 'Decode' else 'reading'}", workloads
 

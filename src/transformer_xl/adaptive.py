@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cluster_losses import WordRange, range_losses
+from .implementations import can_train_on_cpu
 
 
 def cluster_bounds(n_token: int, cutoffs: Sequence[int]) -> list[tuple[int, int]]:
@@ -177,8 +178,7 @@ class AdaptiveLogSoftmax(nn.Module):
 
     def _range_losses(self, ranges: list[WordRange], hidden: list[Tensor], table: Tensor | None) -> Sequence[Tensor]:
         """Losses of the targets of each cluster, from states before the projection."""
-        is_ours = hidden[0].device.type == "cpu" and hidden[0].dtype in (torch.float32, torch.float64)
-        if not is_ours or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if not can_train_on_cpu(hidden[0]):
             logits = [self._head_logits(hidden[0]), *(self._tail_logits(h, i) for i, h in enumerate(hidden) if i)]
             return [_cross_entropy(scores, part.targets) for scores, part in zip(logits, ranges, strict=True)]
         hidden = [self._project(states, i) for i, states in enumerate(hidden)]

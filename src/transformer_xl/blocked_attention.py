@@ -90,7 +90,12 @@ def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor,
     scores = by_distance.transpose(0, 1).reshape(n_batch * n_heads, 1, k_len)
     content = (q + content_bias).view(n_batch * n_heads, 1, size)
     scores = scores.baddbmm_(content, keys, beta=scale, alpha=scale)
-    return torch.bmm(_softmax(scores, values.dtype), values.mT).view(n_batch, n_heads, size)
+    weights = _softmax(scores, values.dtype)
+    if values.dtype in (torch.float32, torch.float64):
+        attended = torch.bmm(weights, values.mT)
+    else:  # in half precision torch would copy the transposed values
+        attended = torch.bmm(values, weights.mT)
+    return attended.view(n_batch, n_heads, size)
 
 
 def _attend_block(
@@ -142,16 +147,16 @@ def scores_by_distance(queries: Tensor, distance: DistanceTerms, k_len: int) -> 
 
 def _scores_of_terms(queries: Tensor, distance: DistanceTerms, k_len: int, *, n_columns: int) -> Tensor:
     """Scores of queries `[N, T, H]` by distance, `[N, T, n_columns]`; columns beyond K hold anything."""
-    n_heads, n_queries = queries.shape[:2]
-    buffer = queries.new_empty(n_heads, n_queries, n_columns)
-    n_near = distance.keys.shape[1]
-    near = buffer.narrow(2, k_len - n_near, n_near)
     if distance.score_bias is None:
-        torch.bmm(queries, distance.keys.mT, out=near)
+        near = torch.bmm(queries, distance.keys.mT)  # not into the columns of a wider one: torch then goes head by head
     else:
-        torch.baddbmm(distance.score_bias[:, None], queries, distance.keys.mT, out=near)
-    if n_near < k_len:
-        buffer.narrow(2, 0, k_len - n_near).copy_(near.narrow(2, 0, 1))
+        near = torch.baddbmm(distance.score_bias[:, None], queries, distance.keys.mT)
+    n_near = near.shape[-1]
+    if n_near == n_columns:
+        return near
+    buffer = queries.new_empty(*queries.shape[:2], n_columns)
+    buffer.narrow(2, k_len - n_near, n_near).copy_(near)
+    buffer.narrow(2, 0, k_len - n_near).copy_(near.narrow(2, 0, 1))
     return buffer
 
 

@@ -1,4 +1,4 @@
-"""The table of attention implementations, and the choice among the fast ones."""
+"""The table of attention implementations, and where this package's own fast paths for a processor apply."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,16 @@ from torch import Tensor
 from .attention import DistanceTerms, VisibleKeys, eager_attention, sdpa_attention
 from .blocked_attention import blocked_attention
 from .trained_attention import attention_with_gradients
+
+
+def is_eager_cpu(states: Tensor) -> bool:
+    """Whether `states` are computed with on a processor as they are: not compiled, not under autocast."""
+    return states.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+
+
+def can_train_on_cpu(states: Tensor) -> bool:
+    """Whether the paths with a backward pass of their own may compute with `states`: they are for full precision."""
+    return is_eager_cpu(states) and states.dtype in (torch.float32, torch.float64)
 
 
 def fused_attention(
@@ -21,10 +31,9 @@ def fused_attention(
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """What `eager_attention` computes, by the fastest path for the device and the task; gives no attention weights."""
-    is_ours = q.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-    if is_ours and not torch.is_grad_enabled() and dropout == 0:
+    if is_eager_cpu(q) and not torch.is_grad_enabled() and dropout == 0:
         attended = blocked_attention(q, k, v, content_bias=content_bias, distance=distance, visible=visible)
-    elif is_ours and q.dtype in (torch.float32, torch.float64):
+    elif can_train_on_cpu(q):
         attended = attention_with_gradients(
             q, k, v, content_bias=content_bias, distance=distance, visible=visible, dropout=dropout
         )
@@ -39,4 +48,4 @@ AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 ATTENTION_FUNCTIONS: dict[str, AttentionFunction] = {"eager": eager_attention, "sdpa": fused_attention}
 """Implementations by the name that `attn_implementation` gives them; all have the signature of `eager_attention`."""
 
-__all__ = ["ATTENTION_FUNCTIONS", "fused_attention"]
+__all__ = ["ATTENTION_FUNCTIONS", "can_train_on_cpu", "fused_attention", "is_eager_cpu"]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .attention import DistanceTerms, VisibleKeys
 from .configuration import TransfoXLConfig
 from .dropout import Dropout, relu_dropout
-from .implementations import ATTENTION_FUNCTIONS
+from .implementations import ATTENTION_FUNCTIONS, is_eager_cpu
 from .memory import MemoryLayer
 from .padding import RowAlignment
 
@@ -175,7 +175,7 @@ class FeedForward(nn.Module):
         inner, activation, drop, outer, last = self.CoreNet
         is_plain = type(inner) is nn.Linear and type(activation) is nn.ReLU and isinstance(drop, Dropout)
         is_watched = any(m._forward_hooks or m._forward_pre_hooks for m in (self.CoreNet, inner, activation, drop))
-        is_ours = hidden.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        is_ours = is_eager_cpu(hidden) and torch.is_grad_enabled()
         if not is_plain or is_watched or not is_ours or not drop.training or not 0 < cast(Dropout, drop).p < 1:
             output: Tensor = self.CoreNet(hidden)
             return output

@@ -29,7 +29,7 @@ from .attention import DistanceTerms, VisibleKeys, key_distances, n_distances, s
 from .cluster_losses import shared_by_two
 from .configuration import TransfoXLConfig
 from .dropout import Dropout
-from .implementations import ATTENTION_FUNCTIONS
+from .implementations import ATTENTION_FUNCTIONS, can_train_on_cpu, is_eager_cpu
 from .layers import Shared, Surroundings, TransfoXLLayer
 from .memory import TransfoXLCache, check_mems, empty_mems
 from .outputs import TransfoXLLMHeadModelOutput, TransfoXLModelOutput, TransfoXLSequenceClassifierOutputWithPast
@@ -354,9 +354,8 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
     def _step(self, hidden: Tensor, cache: TransfoXLCache, around: Surroundings) -> Tensor | None:
         """What `forward` gives for one token a row, the short way; None where that cannot be taken."""
         is_plain = around.alignment is None and around.visible.n_hidden is None and around.implementation == "sdpa"
-        is_simple = hidden.shape[1] == 1 and hidden.device.type == "cpu" and not torch.is_grad_enabled()
-        is_other = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-        if not is_plain or not is_simple or is_other or around.signal is not None:
+        is_simple = hidden.shape[1] == 1 and is_eager_cpu(hidden) and not torch.is_grad_enabled()
+        if not is_plain or not is_simple or around.signal is not None:
             return None
         if cache.token_step is None or cache.token_step.layers is not self.layers:
             can_take = TokenStep.can_take(self.layers)
@@ -551,10 +550,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
             return None, None
         table = cast(Tensor, softmax.weight)
         is_trained = table.requires_grad and torch.is_grad_enabled() and self.config.sample_softmax <= 0
-        is_ours = table.device.type == "cpu" and table.dtype in (torch.float32, torch.float64)
-        if not is_trained or not is_ours or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return None, None
-        return shared_by_two(table)
+        return shared_by_two(table) if is_trained and can_train_on_cpu(table) else (None, None)
 
     def _losses(
         self, hidden: Tensor, targets: Tensor, attention_mask: Tensor | None, table: Tensor | None, *, name: str
