@@ -28,7 +28,7 @@ from transformer_xl.implementations import fused_attention
 CPU = torch.device("cpu")
 
 
-KINDS = ["Transformer-XL", "clamped", "Shaw", "absolute"]
+KINDS = ["Transformer-XL", "one distance more", "clamped", "Shaw", "absolute"]
 LENGTHS = [(3, 0, None), (1, 5, None), (4, 3, 3), (3, 7, 8), (5, 2, 1), (1, 6, 3), (7, 1, 9), (6, 6, 4)]
 
 
@@ -44,6 +44,7 @@ def random_case(q_len: int, memory_len: int, *, kind: str, seed: int = 0):
     content_bias = leaf(n_heads, size) if kind != "absolute" else None
     distance = {
         "Transformer-XL": lambda: DistanceTerms(leaf(n_heads, k_len, size), leaf(n_heads, size)),
+        "one distance more": lambda: DistanceTerms(leaf(n_heads, k_len + 1, size), leaf(n_heads, size)),
         "clamped": lambda: DistanceTerms(leaf(n_heads, min(k_len, 3), size), leaf(n_heads, size)),
         "Shaw": lambda: DistanceTerms(leaf(n_heads, min(k_len, 4), size), None, leaf(n_heads, min(k_len, 4))),
         "absolute": lambda: None,
@@ -80,10 +81,11 @@ def attention_by_loops(q, k, v, content_bias, distance, mask):
 @pytest.mark.parametrize(("q_len", "memory_len", "span"), LENGTHS)
 @pytest.mark.parametrize("attend", [eager_attention, sdpa_attention, fused_attention])
 @pytest.mark.parametrize("has_hidden", [True, False])
+@pytest.mark.parametrize("size", [(1, 2, 2), (2, 3, 4)])
 def test_attention_and_its_gradients_equal_the_formula_written_as_loops(
-    kind, q_len, memory_len, span, attend, has_hidden, monkeypatch
+    kind, q_len, memory_len, span, attend, has_hidden, size, monkeypatch
 ):
-    monkeypatch.setattr(trained_attention, "block_length", lambda *_: 2)
+    monkeypatch.setattr(blocked_attention, "block_size", lambda *_: size)
     inputs = random_case(q_len, memory_len, kind=kind)
     n_hidden = torch.tensor([0, min(2, memory_len)]) if has_hidden else None
     visible = VisibleKeys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU)
@@ -101,14 +103,14 @@ def test_attention_and_its_gradients_equal_the_formula_written_as_loops(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("q_len", "memory_len", "span"), LENGTHS)
-@pytest.mark.parametrize("length", [1, 2, 5, 100])
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 2, 2), (2, 3, 5), (100, 100, 100)])
 @pytest.mark.parametrize("is_transposed", [True, False])
 @pytest.mark.parametrize("has_hidden", [True, False])
 @torch.no_grad()
 def test_blocks_of_any_length_and_layout_equal_the_literal_formula(
-    kind, q_len, memory_len, span, length, is_transposed, has_hidden, monkeypatch
+    kind, q_len, memory_len, span, size, is_transposed, has_hidden, monkeypatch
 ):
-    monkeypatch.setattr(blocked_attention, "block_length", lambda *_: length)
+    monkeypatch.setattr(blocked_attention, "block_size", lambda *_: size)
     q, k, v, content_bias, distance = random_case(q_len, memory_len, kind=kind)
     n_hidden = torch.tensor([0, min(2, memory_len)]) if has_hidden else None
     terms = {"content_bias": content_bias, "distance": distance}
@@ -157,7 +159,7 @@ def test_attention_dropout_keeps_the_mean_and_drops_the_stated_share(attend):
 @given(q_len=st.integers(1, 6), memory_len=st.integers(0, 6))
 def test_relative_shift_moves_each_distance_under_its_key(q_len, memory_len):
     k_len = memory_len + q_len
-    by_distance = torch.arange(k_len, -1, -1.0).sub(1).expand(q_len, -1).contiguous()  # column c says its distance
+    by_distance = torch.arange(k_len, -1, -1.0).expand(q_len, -1).contiguous()  # each column says its distance
     shifted = relative_shift(by_distance)
     assert shifted.shape == (q_len, k_len)
     assert shifted.untyped_storage().data_ptr() == by_distance.untyped_storage().data_ptr()
@@ -205,24 +207,21 @@ def test_sinusoid_tells_far_positions_apart_in_bfloat16():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_with_dropout_equal_those_of_the_formula_with_the_same_mask(kind, monkeypatch):
-    """Blocks of two queries: the backward pass must find the mask of each block again."""
+    """Blocks of one row, two heads and two queries: the backward pass must find the mask of each block again."""
     q_len, memory_len, rate = 5, 3, 0.25
-    masks = torch.rand(4, 6, 2, 8, generator=torch.Generator().manual_seed(1)) > rate  # [block, N*B, q, K]
+    by_query = torch.rand(2, 3, q_len, 8, generator=torch.Generator().manual_seed(1)) > rate  # [B, N, Q, K]
+    visible = VisibleKeys(q_len, memory_len, span=None, device=CPU)
+    monkeypatch.setattr(blocked_attention, "block_size", lambda *_: (1, 2, 2))
+    masks = [by_query[b.of_queries][..., b.keys].flatten(0, 1) for b in blocked_attention.blocks(visible, 2, 3)]
+    assert len(masks) == 2 * 2 * 3
 
-    def mask_of_block(shape, _rate, seed):
-        first = (seed - 7) // 2
-        return masks[first, :, : shape[1], : shape[2]]
-
-    monkeypatch.setattr(trained_attention, "block_length", lambda *_: 2)
-    monkeypatch.setattr(trained_attention, "keep_mask", mask_of_block)
+    monkeypatch.setattr(trained_attention, "keep_mask", lambda shape, _, seed: masks[seed - 7].view(shape))
     monkeypatch.setattr(trained_attention, "new_seed", lambda: 7)
     q, k, v, content_bias, distance = random_case(q_len, memory_len, kind=kind)
-    visible = VisibleKeys(q_len, memory_len, span=None, device=CPU)
     terms = {"content_bias": content_bias, "distance": distance, "visible": visible}
     leaves = [x for x in (q, k, v, content_bias, *(distance or ())) if x is not None]
 
     actual, _ = fused_attention(q, k, v, **terms, dropout=rate)
-    by_query = torch.cat(list(masks[:3]), dim=1)[:, :q_len].unflatten(0, (3, 2)).transpose(0, 1)  # [B, N, Q, K]
     _, weights = eager_attention(q, k, v, **terms)
     expected = (weights * by_query / (1 - rate)) @ v
 
@@ -230,3 +229,19 @@ def test_gradients_with_dropout_equal_those_of_the_formula_with_the_same_mask(ki
     weight = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
     expected_gradients = torch.autograd.grad((expected * weight).sum(), leaves)
     assert_equal(torch.autograd.grad((actual * weight).sum(), leaves), expected_gradients)
+
+
+@given(
+    n_batch=st.integers(1, 70), n_heads=st.integers(1, 20), q_len=st.integers(1, 3000), memory_len=st.integers(0, 20000)
+)
+def test_blocks_are_all_of_a_call_and_stay_small(n_batch, n_heads, q_len, memory_len):
+    visible = VisibleKeys(q_len, memory_len, span=None, device=CPU)
+    n_queries = 0
+    for rows, heads, queries, keys, seen in blocked_attention.blocks(visible, n_batch, n_heads):
+        n_matrices = (rows.stop - rows.start) * (heads.stop - heads.start)
+        assert rows.stop - rows.start == 1 or heads == slice(0, n_heads)
+        assert seen.q_len == queries.stop - queries.start
+        at_most = max(blocked_attention.BLOCK_SCORES, 2 * min(32, q_len) * (q_len + memory_len))
+        assert n_matrices * seen.q_len * keys.stop <= at_most
+        n_queries += n_matrices * seen.q_len
+    assert n_queries == n_batch * n_heads * q_len

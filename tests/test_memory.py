@@ -159,9 +159,20 @@ def test_distance_embeddings_are_projected_once_for_equal_lengths():
 def test_one_long_prompt_does_not_hold_its_distance_embeddings_for_ever():
     model = tiny_model(n_layer=1)
     cache = model(random_ids(1, 100), use_cache=True).past_key_values
-    assert cache.layers[0].distance.keys.shape[1] == 106
+    assert cache.layers[0].distance.keys.shape[1] == 107
     model(random_ids(1, 1), past_key_values=cache)
-    assert cache.layers[0].distance.keys.shape[1] == 7
+    assert cache.layers[0].distance.keys.shape[1] == 8
+
+
+@torch.no_grad()
+def test_distance_embeddings_of_a_growing_memory_are_not_projected_for_each_token():
+    model = tiny_model(n_layer=1, mem_len=64, initial_memory="empty")
+    calls = []
+    model.transformer.layers[0].dec_attn.r_net.register_forward_hook(lambda *_: calls.append(1))
+    cache = None
+    for _ in range(70):
+        cache = model(random_ids(1, 1), use_cache=True, past_key_values=cache).past_key_values
+    assert len(calls) <= 7
 
 
 @torch.no_grad()

@@ -26,7 +26,8 @@ class DistanceTerms(NamedTuple):
     """What a layer adds to a score because of the distance between query and key.
 
     Attributes:
-        keys: one vector a distance, `[N, R, H]`, from distance R-1 down to 0; farther keys count as R-1 away. R <= K.
+        keys: one vector a distance, `[N, R, H]`, from distance R-1 down to 0; farther keys count as R-1 away. There may
+            be more than a call needs.
         query_bias: the paper's v, `[N, H]`, added to a query before it meets `keys`; None for no bias.
         score_bias: b, `[N, R]`, laid out like `keys`; None for no bias.
     """
@@ -40,12 +41,18 @@ class DistanceTerms(NamedTuple):
         score_bias = None if self.score_bias is None else self.score_bias[:, -k_len:]
         return DistanceTerms(self.keys[:, -k_len:], self.query_bias, score_bias)
 
+    def of_heads(self, heads: slice) -> "DistanceTerms":
+        """The terms of some heads (views)."""
+        parts = (part if part is None else part[heads] for part in (self.keys, self.query_bias, self.score_bias))
+        return DistanceTerms(*parts)  # type: ignore[arg-type]
+
     def scores(self, q: Tensor, k_len: int) -> Tensor:
         """Unscaled scores of every query with every distance, `[B, N, Q, K]`; column c holds distance K-1-c."""
-        by_distance = _with_bias(q, self.query_bias) @ self.keys.mT
-        if self.score_bias is not None:
-            by_distance = by_distance + self.score_bias[:, None]
-        n_farther = k_len - self.keys.shape[1]
+        near = self.last(k_len)
+        by_distance = _with_bias(q, near.query_bias) @ near.keys.mT
+        if near.score_bias is not None:
+            by_distance = by_distance + near.score_bias[:, None]
+        n_farther = k_len - near.keys.shape[1]
         if n_farther == 0:
             return by_distance
         return torch.cat([by_distance[..., :1].expand(*by_distance.shape[:-1], n_farther), by_distance], dim=-1)
@@ -125,10 +132,11 @@ class VisibleKeys:
             )
         return self._mask
 
-    def of_queries(self, start: int, end: int) -> tuple[slice, "VisibleKeys"]:
-        """The keys that queries `start` to `end` may see, and what of them each one sees."""
+    def of_block(self, rows: slice, queries: slice) -> tuple[slice, "VisibleKeys"]:
+        """The keys that some queries of some rows may see, and what of them each one sees."""
+        start, end = queries.start, queries.stop
         first = 0 if self.span is None else max(0, self.memory_len + start - self.span + 1)
-        n_hidden = None if self.n_hidden is None else (self.n_hidden - first).clamp(min=0)
+        n_hidden = None if self.n_hidden is None else (self.n_hidden[rows] - first).clamp(min=0)
         visible = VisibleKeys(
             end - start, self.memory_len + start - first, span=self.span, n_hidden=n_hidden, device=self._device
         )
@@ -139,16 +147,16 @@ def relative_shift(by_distance: Tensor) -> Tensor:
     """Turn scores by distance into scores by key (Dai et al. 2019, appendix B), as a view.
 
     Args:
-        by_distance: `[..., Q, K + 1]`, contiguous; column c holds distance K-1-c, the last column anything.
+        by_distance: `[..., Q, K + 1]`, contiguous; column c holds distance K-c.
 
     Returns:
         `[..., Q, K]`, a view. Entry (i, j) is the score at distance M + i - j; entries of the future hold other numbers
-        and must be masked. Key j of query i lies at column Q-1-i+j, at flat offset Q-1 + i*K + j of the row-major
-        matrix: the extra column makes the rows of the result contiguous.
+        and must be masked. Key j of query i lies at column Q-i+j, at flat offset Q + i*K + j of the row-major matrix:
+        the extra column, which no query asks for, makes the rows of the result contiguous.
     """
     q_len, k_len = by_distance.shape[-2], by_distance.shape[-1] - 1
     flat = by_distance.flatten(-2)
-    shifted: Tensor = flat[..., q_len - 1 : q_len - 1 + q_len * k_len].unflatten(-1, (q_len, k_len))
+    shifted: Tensor = flat[..., q_len:].unflatten(-1, (q_len, k_len))
     return shifted
 
 
@@ -203,9 +211,8 @@ def sdpa_attention(
     scale, k_len = q.shape[-1] ** -0.5, k.shape[-2]
     score_bias = None
     if distance is not None:
-        # One more column (all zeros) is what `relative_shift` asks for; one query needs no shift.
-        by_distance = distance.scores(q, k_len)
-        shifted = by_distance if q.shape[-2] == 1 else relative_shift(F.pad(by_distance, (0, 1)))
+        # One query needs no shift.
+        shifted = distance.scores(q, k_len) if q.shape[-2] == 1 else relative_shift(distance.scores(q, k_len + 1))
         # torch adds the mask after scaling q @ k, so the distance term is scaled here.
         score_bias = (shifted * scale).masked_fill(~visible.mask, float("-inf")).to(q.dtype)
     attended = F.scaled_dot_product_attention(

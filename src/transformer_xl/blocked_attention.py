@@ -1,13 +1,16 @@
 """The attention of attention.py without gradients, as it runs fastest on a processor.
 
-A block of queries at a time: its scores stay in the processor's cache, and keys that no query of it may see are left
-out. A block is itself a call of the formula, with a memory of its own. The scores of content are added to those of
-distance by the matrix product itself, the shift between them is a view, and only the corners of a block need a mask.
+Some heads and queries at a time: their scores stay in the processor's cache, and keys that no query of a block may see
+are left out. A block is itself a call of the formula, with a memory of its own. The scores of content are added to
+those of distance by the matrix product itself, and only the corners of a block need a mask.
 
-Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, R distances that differ.
+Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, R distances of a table; b, n, q, k those of
+a block.
 """
 
+import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,30 +18,55 @@ from torch import Tensor
 
 from .attention import DistanceTerms, VisibleKeys, relative_shift
 
-BLOCK_SCORES = 1 << 21  # scores in a block: 8 MiB in float32, which fits into the last cache of most machines
-SHORTEST_BLOCK = 32  # queries: below that, matrix products are no longer products of matrices
+BLOCK_SCORES = 1 << 20  # scores in a block: 4 MiB in float32, which with a copy stay near the processor
+FEWEST_HEADS = 2  # in a block: torch computes one on each core
+FEWEST_QUERIES = 32  # in a block: below that, matrix products are no longer products of matrices
+MOST_QUERIES = 128  # in a block: half of them squared are scores of keys in the future
 
 
 class Block(NamedTuple):
-    """A block of queries, the keys that they may see, and which of them each one sees."""
+    """A block of rows, heads and queries, the keys that they may see, and which of them each one sees."""
 
+    rows: slice
+    heads: slice
     queries: slice
     keys: slice
     visible: VisibleKeys
 
+    @property
+    def of_queries(self) -> tuple[slice, slice, slice]:
+        """Where the block lies in `[B, N, Q, ...]`."""
+        return self.rows, self.heads, self.queries
 
-def blocks(visible: VisibleKeys, length: int) -> Iterator[Block]:
-    """The blocks of a call, of `length` queries each."""
-    for start in range(0, visible.q_len, length):
-        end = min(start + length, visible.q_len)
-        keys, seen = visible.of_queries(start, end)
-        yield Block(slice(start, end), keys, seen)
+    @property
+    def of_keys(self) -> tuple[slice, slice, slice]:
+        """Where its keys lie in `[B, N, K, ...]`."""
+        return self.rows, self.heads, self.keys
 
 
-def block_length(q: Tensor, k: Tensor) -> int:
-    """Queries in a block, so that its scores fit into the cache."""
-    n_batch, n_heads, k_len = k.shape[:3]
-    return min(max(BLOCK_SCORES // (n_batch * n_heads * k_len), SHORTEST_BLOCK), q.shape[2])
+def blocks(visible: VisibleKeys, n_batch: int, n_heads: int) -> Iterator[Block]:
+    """The blocks of a call."""
+    size = block_size(n_batch, n_heads, visible.q_len, visible.q_len + visible.memory_len)
+    for queries in _parts(visible.q_len, size[2]):
+        for rows in _parts(n_batch, size[0]):
+            keys, seen = visible.of_block(rows, queries)
+            for heads in _parts(n_heads, size[1]):
+                yield Block(rows, heads, queries, keys, seen)
+
+
+def block_size(n_batch: int, n_heads: int, q_len: int, k_len: int) -> tuple[int, int, int]:
+    """Rows, heads and queries in a block, at most: several rows only with all heads of each."""
+    fewest_heads = min(FEWEST_HEADS, n_heads)
+    n_queries = min(max(BLOCK_SCORES // (fewest_heads * k_len), FEWEST_QUERIES), MOST_QUERIES, q_len)
+    n_matrices = max(BLOCK_SCORES // (n_queries * k_len), fewest_heads)
+    return min(max(n_matrices // n_heads, 1), n_batch), min(n_matrices, n_heads), n_queries
+
+
+def _parts(length: int, at_most: int) -> list[slice]:
+    """`length` in as few parts of nearly equal size as will do."""
+    n_parts = -(-length // at_most)
+    edges = [length * i // n_parts for i in range(n_parts + 1)]
+    return [slice(start, end) for start, end in pairwise(edges)]
 
 
 def blocked_attention(
@@ -52,17 +80,74 @@ def blocked_attention(
 ) -> Tensor:
     """`eager_attention` block by block, without gradients; the arguments are its own.
 
-    Keys and values may lie in either order, `[K, H]` or `[H, K]`; for a single query the latter reads twice as fast.
+    Keys and values may lie in either order, `[K, H]` or `[H, K]`. Products of blocks are fastest with keys in the
+    latter and values in the former, those of a single query with both in the latter.
 
     Returns:
         `[B, N, Q, H]`.
     """
-    attended = []
-    for block in blocks(visible, block_length(q, k)):
-        near = None if distance is None else distance.last(block.keys.stop - block.keys.start)
-        states = (q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys])
-        attended.append(_attend_block(*states, content_bias, near, block.visible))
-    return attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
+    queries = BlockQueries(q, content_bias, distance)
+    attended = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for block in blocks(visible, *q.shape[:2]):
+        weights = _softmax(queries.scores(block, k), v.dtype)
+        attended[block.of_queries] = torch.bmm(weights, v[block.of_keys].flatten(0, 1)).view(
+            attended[block.of_queries].shape
+        )
+    return attended
+
+
+class BlockQueries:
+    """The queries of a call with what meets keys and distances, ready to give the scores of a block.
+
+    Args:
+        q: `[B, N, Q, H]`.
+        content_bias, distance: as for `eager_attention`.
+    """
+
+    def __init__(self, q: Tensor, content_bias: Tensor | None, distance: DistanceTerms | None) -> None:
+        self.scale = q.shape[-1] ** -0.5
+        self.distance = distance
+        self._rooms: dict[str, Tensor] = {}
+        self.content = _with_bias(q, content_bias)
+        if distance is not None:
+            self.by_distance = _with_bias(q, distance.query_bias)
+
+    def scores(self, block: Block, k: Tensor) -> Tensor:
+        """Scaled scores, -inf where a query may not look, `[b*n, q, k]`; `k` are all keys, `[B, N, K, H]`."""
+        content = self.content[block.of_queries]
+        keys = k[block.of_keys].flatten(0, 1)  # [b*n, k, H]
+        scores = self.room("scores", *content.shape[:3], keys.shape[1])
+        flat = scores.flatten(0, 1)
+        if self.distance is None:
+            torch.bmm(content.flatten(0, 1) * self.scale, keys.mT, out=flat)
+        else:
+            # A copy: products and softmax go matrix by matrix, or copy, where a batch has gaps.
+            scores.copy_(self._scores_by_distance(block, keys.shape[1]))
+            flat.baddbmm_(content.flatten(0, 1), keys.mT, beta=self.scale, alpha=self.scale)
+        hide(scores, block.visible)
+        return flat
+
+    def _scores_by_distance(self, block: Block, k_len: int) -> Tensor:
+        """What distances add to unscaled scores, under their keys, `[b, n, q, k]`, a view; in the future anything."""
+        assert self.distance is not None
+        queries = self.by_distance[block.of_queries].transpose(0, 1)  # [n, b, q, H]: one product a head serves all rows
+        n_columns = k_len + (queries.shape[2] > 1)  # `relative_shift` asks for one more; one query needs no shift
+        near = self.distance.of_heads(block.heads).last(n_columns)
+        flat = queries.flatten(1, 2)
+        out = self.room("distances", *flat.shape[:2], near.keys.shape[1])
+        by_distance = scores_of_terms(flat, near, out=out)
+        if near.keys.shape[1] < n_columns:
+            by_distance = with_farther(by_distance, n_columns, out=self.room("columns", *flat.shape[:2], n_columns))
+        by_distance = by_distance.unflatten(1, queries.shape[1:3])
+        return (by_distance if n_columns == k_len else relative_shift(by_distance)).transpose(0, 1)
+
+    def room(self, name: str, *shape: int) -> Tensor:
+        """An empty tensor where the last of that name was: fresh memory costs more than what is done in it."""
+        size = math.prod(shape)
+        held = self._rooms.get(name)
+        if held is None or len(held) < size:
+            held = self._rooms[name] = self.content.new_empty(size)
+        return held[:size].view(shape)
 
 
 def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor, distance: DistanceTerms) -> Tensor:
@@ -73,7 +158,7 @@ def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor,
         keys: `[B*N, H, K]`, one feature of all keys after the other: the order in which one query reads them fastest.
         values: laid out like `keys`.
         content_bias: u, `[N, H]`.
-        distance: as for `eager_attention`, for K keys or more.
+        distance: as for `eager_attention`.
 
     Returns:
         `[B, N, H]`.
@@ -81,12 +166,7 @@ def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor,
     n_batch, n_heads, size = q.shape
     scale, k_len = size**-0.5, keys.shape[-1]
     with_bias = q if distance.query_bias is None else q + distance.query_bias
-    by_head, terms = with_bias.transpose(0, 1), distance.keys.mT
-    n_too_many = terms.shape[-1] - k_len
-    if n_too_many >= 0 and distance.score_bias is None:
-        by_distance = torch.bmm(by_head, terms.narrow(2, n_too_many, k_len))  # [N, B, K]
-    else:
-        by_distance = _scores_of_terms(by_head, distance.last(k_len), k_len, n_columns=k_len)
+    by_distance = with_farther(scores_of_terms(with_bias.transpose(0, 1), distance.last(k_len)), k_len)  # [N, B, K]
     scores = by_distance.transpose(0, 1).reshape(n_batch * n_heads, 1, k_len)
     content = (q + content_bias).view(n_batch * n_heads, 1, size)
     scores = scores.baddbmm_(content, keys, beta=scale, alpha=scale)
@@ -98,28 +178,19 @@ def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor,
     return attended.view(n_batch, n_heads, size)
 
 
-def _attend_block(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    content_bias: Tensor | None,
-    distance: DistanceTerms | None,
-    visible: VisibleKeys,
-) -> Tensor:
-    n_batch, n_heads, q_len, size = q.shape
-    keys, values = _flat_heads(k), _flat_heads(v)  # [B*N, K, H]
-    scale = size**-0.5
-    content = q if content_bias is None else q + content_bias[:, None]
-    content = content.to(q.dtype).reshape(n_batch * n_heads, q_len, size)
-    if distance is None:
-        scores = torch.bmm(content * scale, keys.mT)
-    else:
-        with_bias = q if distance.query_bias is None else q + distance.query_bias[:, None]
-        shifted = scores_by_distance(with_bias.to(q.dtype).transpose(0, 1), distance, keys.shape[1]).transpose(0, 1)
-        # A new tensor, as a softmax of views would copy them twice.
-        scores = torch.baddbmm(shifted.reshape(n_batch * n_heads, q_len, -1), content, keys.mT, beta=scale, alpha=scale)
-    hide(scores.view(n_batch, n_heads, q_len, -1), visible)
-    return torch.bmm(_softmax(scores, v.dtype), values).view(n_batch, n_heads, q_len, size)
+def scores_of_terms(queries: Tensor, near: DistanceTerms, *, out: Tensor | None = None) -> Tensor:
+    """Scores of queries `[n, T, H]` with each term, `[n, T, R]`."""
+    if near.score_bias is None:
+        return torch.bmm(queries, near.keys.mT, out=out)  # not into some columns of `out`: torch would go head by head
+    return torch.baddbmm(near.score_bias[:, None], queries, near.keys.mT, out=out)
+
+
+def with_farther(by_distance: Tensor, n_columns: int, *, out: Tensor | None = None) -> Tensor:
+    """`[n, T, R]` as `[n, T, n_columns]`: the first column, which stands for all farther keys, for each of them."""
+    n_farther = n_columns - by_distance.shape[-1]
+    if n_farther == 0:
+        return by_distance
+    return torch.cat([by_distance[..., :1].expand(-1, -1, n_farther), by_distance], dim=-1, out=out)
 
 
 def _softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,37 +198,6 @@ def _softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
     if scores.dtype in (torch.float32, torch.float64):
         return torch.softmax(scores, -1, out=scores)
     return scores.softmax(-1, dtype=torch.float32).to(dtype)
-
-
-def scores_by_distance(queries: Tensor, distance: DistanceTerms, k_len: int) -> Tensor:
-    """What distances add to unscaled scores, under their keys.
-
-    Args:
-        queries: position bias included, heads first, so that one product a head serves all rows: `[N, B, Q, H]`.
-        distance: the terms of `k_len` keys.
-
-    Returns:
-        `[N, B, Q, K]`, a view; of keys in a query's future anything.
-    """
-    n_columns = k_len + (queries.shape[2] > 1)  # `relative_shift` asks for one more; one query needs no shift
-    by_distance = _scores_of_terms(queries.flatten(1, 2), distance, k_len, n_columns=n_columns)
-    by_distance = by_distance.unflatten(1, queries.shape[1:3])
-    return by_distance if n_columns == k_len else relative_shift(by_distance)
-
-
-def _scores_of_terms(queries: Tensor, distance: DistanceTerms, k_len: int, *, n_columns: int) -> Tensor:
-    """Scores of queries `[N, T, H]` by distance, `[N, T, n_columns]`; columns beyond K hold anything."""
-    if distance.score_bias is None:
-        near = torch.bmm(queries, distance.keys.mT)  # not into the columns of a wider one: torch then goes head by head
-    else:
-        near = torch.baddbmm(distance.score_bias[:, None], queries, distance.keys.mT)
-    n_near = near.shape[-1]
-    if n_near == n_columns:
-        return near
-    buffer = queries.new_empty(*queries.shape[:2], n_columns)
-    buffer.narrow(2, k_len - n_near, n_near).copy_(near)
-    buffer.narrow(2, 0, k_len - n_near).copy_(near.narrow(2, 0, 1))
-    return buffer
 
 
 def hide(scores: Tensor, visible: VisibleKeys) -> None:
@@ -176,12 +216,8 @@ def hide(scores: Tensor, visible: VisibleKeys) -> None:
         scores[..., :n_out].masked_fill_(corner.tril(visible.memory_len - visible.span), float("-inf"))
 
 
-def _flat_heads(states: Tensor) -> Tensor:
-    """`[B, N, K, H]` as `[B*N, K, H]`, without a copy where the layout allows it."""
-    n_batch, n_heads, k_len, size = states.shape
-    if states.stride(-1) == 1:
-        return states.reshape(n_batch * n_heads, k_len, size)
-    return states.mT.reshape(n_batch * n_heads, size, k_len).mT
+def _with_bias(q: Tensor, bias: Tensor | None) -> Tensor:
+    return q if bias is None else (q + bias[:, None]).to(q.dtype)
 
 
-__all__ = ["Block", "attend_one", "block_length", "blocked_attention", "blocks", "hide", "scores_by_distance"]
+__all__ = ["Block", "BlockQueries", "attend_one", "block_size", "blocked_attention", "blocks", "hide"]

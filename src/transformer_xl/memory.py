@@ -82,12 +82,14 @@ def check_mems(mems: Any, config: TransfoXLConfig, *, batch_size: int, dtype: to
 class MemoryLayer(CacheLayerMixin):
     """Keys and values of the last `mem_len` positions of one layer.
 
-    They lie in a buffer with some free slots at the end. New positions are written there; when it is full, the last
-    `mem_len` move to its front. With a quarter of `mem_len` free, a token costs about four slots moved, whatever the
-    memory's length. In memory the slots of a feature lie side by side (`[B, N, H, slots]`, of which `keys` and `values`
-    are views): so one query's products with them read at the full pace of the machine (docs/performance.md).
+    They lie in buffers with some free slots at the end. New positions are written there; when they are full, the last
+    `mem_len` move to the front. With a quarter of `mem_len` free, a token costs about four slots moved, whatever the
+    memory's length. Which numbers lie side by side is what the products ask for (docs/performance.md): all slots of a
+    feature for keys, all features of a slot for values, but for values that are read by single tokens as for keys.
 
     Attributes:
+        keys: the buffer, `[B, N, slots, H]`.
+        values: likewise.
         distance: distance terms of this layer, computed once for the longest call so far; None before.
     """
 
@@ -102,20 +104,17 @@ class MemoryLayer(CacheLayerMixin):
         """Forget everything, the batch size included."""
         self.is_initialized = False
         self.distance: DistanceTerms | None = None
-        self._hold(torch.empty(2, 0, 0, 0, 0))
+        self.keys = self.values = torch.empty(0, 0, 0, 0)
+        self._is_for_tokens = False  # the order of the values
         self._start = self._end = 0
-
-    def _hold(self, states: Tensor) -> None:
-        """Make `states [2, B, N, H, slots]` the buffer of keys and values."""
-        self._states = states
-        self.keys, self.values = states.mT.unbind()  # [B, N, slots, H]
-        self._flat_keys, self._flat_values = states.flatten(1, 2).unbind()  # [B*N, H, slots]
 
     def start(self, empty_key: Tensor, empty_value: Tensor, *, batch_size: int, length: int) -> None:
         """Begin with `length` slots that hold `empty_key` and `empty_value`, `[N, H]` each."""
-        self._empty = torch.stack([empty_key, empty_value])
+        self._empty = (empty_key, empty_value)
         capacity = self.mem_len + max(self.mem_len // 4, 16)
-        self._hold(self._empty[:, None, :, :, None].repeat(1, batch_size, 1, 1, capacity))
+        self.keys = empty_key[None, :, :, None].repeat(batch_size, 1, 1, capacity).mT
+        self.values = empty_value[None, :, None].repeat(batch_size, 1, capacity, 1)
+        self._is_for_tokens = False
         self._start, self._end = 0, length
         self.is_initialized = True
 
@@ -163,6 +162,8 @@ class MemoryLayer(CacheLayerMixin):
                 seen = [order(states, dim=2) for states in seen]
             self._keep_last(seen)
             return seen[0], seen[1]
+        if n_new > 1:
+            self._order_values(for_tokens=False)
         start, end = self._advance(n_new)
         self.keys[:, :, end - n_new : end] = key_states
         self.values[:, :, end - n_new : end] = value_states
@@ -178,16 +179,29 @@ class MemoryLayer(CacheLayerMixin):
         Returns:
             Keys and values that it sees, `[B*N, H, seen]`, views that the next call may overwrite.
         """
+        self._order_values(for_tokens=True)
         start, end = self._advance(1)
-        self._states.select(4, end - 1).copy_(keys_values)
         n_seen = end - start if span is None else min(end - start, span)
-        return self._flat_keys.narrow(2, end - n_seen, n_seen), self._flat_values.narrow(2, end - n_seen, n_seen)
+        seen = []
+        for buffer, new in ((self.keys, keys_values[0]), (self.values, keys_values[1])):
+            buffer.select(2, end - 1).copy_(new)
+            seen.append(buffer.mT.flatten(0, 1).narrow(2, end - n_seen, n_seen))
+        return seen[0], seen[1]
+
+    def _order_values(self, *, for_tokens: bool) -> None:
+        """Turn the values over where they do not lie as single tokens, or else segments, read them fastest."""
+        if self._is_for_tokens != for_tokens:
+            self.values = self.values.mT.contiguous().mT if for_tokens else self.values.contiguous()
+            self._is_for_tokens = for_tokens
 
     def _advance(self, n_new: int) -> tuple[int, int]:
         """Make room for `n_new` slots, which must fit; the slots that they see, they included, are those between."""
-        if self._end + n_new > self.keys.shape[-2]:
-            length = self.length
-            self._states[..., :length] = self._states[..., self._start : self._end].clone()
+        if self._end + n_new > self.keys.shape[2]:
+            length, distance = self.length, self._start
+            for buffer in (self.keys, self.values):
+                for at in range(0, length, distance):  # in parts that do not overlap with what they overwrite
+                    n = min(distance, length - at)
+                    buffer.narrow(2, at, n).copy_(buffer.narrow(2, at + distance, n))
             self._start, self._end = 0, length
         start, end = self._start, self._end + n_new
         self._start, self._end = max(start, end - self.mem_len), end
@@ -195,25 +209,28 @@ class MemoryLayer(CacheLayerMixin):
 
     def _keep_last(self, seen: list[Tensor]) -> None:
         kept = min(self.mem_len, seen[0].shape[-2])
-        states = torch.empty_like(self._states)  # autograd may still need the old one
-        for buffer, new in zip(states.mT, seen, strict=True):
+        # New buffers: autograd may still need the old ones.
+        self.keys, self.values = torch.empty_like(self.keys), torch.empty_like(self.values)
+        for buffer, new in zip((self.keys, self.values), seen, strict=True):
             buffer[:, :, :kept] = new[:, :, -kept:].detach()
-        self._hold(states)
         self._start, self._end = 0, kept
 
     def reset_rows(self, mask: Tensor) -> None:
         """Make the slots of the rows where `mask [B]` is True empty."""
-        is_forgotten = mask.to(self._states.device)[None, :, None, None, None]
-        self._hold(torch.where(is_forgotten, self._empty[:, None, :, :, None], self._states).contiguous())
+        is_forgotten = mask.to(self.keys.device)[:, None, None, None]
+        for buffer, empty in zip((self.keys, self.values), self._empty, strict=True):
+            buffer.copy_(torch.where(is_forgotten, empty[None, :, None], buffer))
 
     def map_rows(self, take: Callable[[Tensor], Tensor]) -> None:
         """Replace the buffers by `take` of them, which selects or repeats rows (dim 0)."""
-        self._hold(torch.stack([take(states) for states in self._states]))
+        self.keys = take(self.keys.mT).mT
+        self.values = take(self.values.mT).mT if self._is_for_tokens else take(self.values)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Move and convert everything that is held."""
-        self._hold(self._states.to(device=device, dtype=dtype))
-        self._empty = self._empty.to(device=device, dtype=dtype)
+        self.keys, self.values = (buffer.to(device=device, dtype=dtype) for buffer in (self.keys, self.values))
+        empty_key, empty_value = (empty.to(device=device, dtype=dtype) for empty in self._empty)
+        self._empty = (empty_key, empty_value)
         self.distance = None
 
     def get_seq_length(self) -> int:

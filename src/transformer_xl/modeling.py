@@ -333,23 +333,25 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         return unused if n_hidden is None else n_hidden + unused
 
     def _signal(self, k_len: int, cache: TransfoXLCache | None, hidden: Tensor) -> Tensor | None:
-        """Position signal of the K distances, `[K, D]`, with dropout; None if no layer will ask for it."""
-        if self.config.attn_type not in (0, 2):
+        """Position signal of the distances, `[R, D]`, with dropout; None if no layer will ask for it."""
+        clamp_len, dtype, device = self.config.clamp_len, self.dtype, hidden.device
+        if self.config.attn_type == 2:
+            return sinusoid(key_distances(k_len, clamp_len=clamp_len, device=device), self.config.d_model, dtype=dtype)
+        if self.config.attn_type != 0:
             return None
+        n_keys = k_len + 1  # as `relative_shift` asks for
         if cache is not None and not torch.is_grad_enabled():
             held = cache.layers[0].distance
-            needed = n_distances(k_len, clamp_len=self.config.clamp_len)
+            needed = n_distances(n_keys, clamp_len=clamp_len)
             # A table for a much longer call is dropped, so that one long prompt does not hold its memory for ever.
             if held is not None and needed <= held.keys.shape[1] <= 2 * needed + self.config.mem_len:
                 return None
-        distances = key_distances(k_len, clamp_len=self.config.clamp_len, device=hidden.device)
-        is_dropped = self.training and self.config.dropout > 0
-        if (
-            self.config.attn_type == 0 and not is_dropped
-        ):  # each distance once; but dropout treats equal ones differently
-            distances = distances[k_len - n_distances(k_len, clamp_len=self.config.clamp_len) :]
-        signal = sinusoid(distances, self.config.d_model, dtype=self.dtype)
-        return self.drop(signal) if self.config.attn_type == 0 else signal
+            n_keys = min(2 * k_len, self.config.mem_len + hidden.shape[1]) + 1  # not again for each new token
+        distances = key_distances(n_keys, clamp_len=clamp_len, device=device)
+        if not self.training or self.config.dropout == 0:  # each once; but dropout treats equal ones differently
+            distances = distances[n_keys - n_distances(n_keys, clamp_len=clamp_len) :]
+        dropped: Tensor = self.drop(sinusoid(distances, self.config.d_model, dtype=dtype))
+        return dropped
 
     def _step(self, hidden: Tensor, cache: TransfoXLCache, around: Surroundings) -> Tensor | None:
         """What `forward` gives for one token a row, the short way; None where that cannot be taken."""

@@ -1,13 +1,11 @@
 """The attention of attention.py with gradients, as it runs fastest on a processor.
 
-As in blocked_attention.py, a block of queries is computed at a time. The backward pass computes the scores of a block
-again instead of keeping them, so nothing of size `[Q, K]` lives between the passes. Gradients of scores are written
-where the shift, a view, finds them by distance.
+As in blocked_attention.py, a block of heads and queries is computed at a time. The backward pass computes the scores of
+a block again instead of keeping them, so nothing of size `[Q, K]` lives between the passes. Gradients of scores are
+written where the shift, a view, finds them by distance.
 
-Inside, heads come before rows (`[N*B, ...]`), so that one product a head serves all rows where these meet the
-distances, which they share.
-
-Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, R distances that differ; q, k of a block.
+Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, R distances of a table; b, n, q, k those of
+a block.
 """
 
 from typing import Any
@@ -17,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .attention import DistanceTerms, VisibleKeys, relative_shift
-from .blocked_attention import Block, block_length, blocks, hide, scores_by_distance
+from .blocked_attention import Block, BlockQueries, blocks
 from .dropout import keep_mask, new_seed
 
 
@@ -51,41 +49,71 @@ class _Attention(torch.autograd.Function):
         visible: VisibleKeys,
         dropout: float,
     ) -> Tensor:
-        n_batch, length = q.shape[0], block_length(q, k)
-        q, k, v = (states.transpose(0, 1).flatten(0, 1).contiguous() for states in (q, k, v))
+        n_batch, n_heads, q_len, size = q.shape
+        q, k, v = (states.contiguous() for states in (q, k, v))  # not parts of a wider tensor, which would live on
         saved = (q, k, v, content_bias, distance_keys, query_bias, score_bias)
-        seed = new_seed() if dropout else 0
-        scores = _Scores(*saved, n_batch=n_batch, dropout=dropout, seed=seed)
-        rows = (-1, n_batch)
-        output = q.new_empty(n_batch, q.shape[1], q.shape[0] // n_batch, q.shape[2])  # as the next product reads it
-        by_head = output.permute(2, 0, 1, 3)
-        for block in blocks(visible, length):
-            weights, kept = scores.weights(block)
-            attended = torch.bmm(weights if kept is None else weights * kept, v[:, block.keys])
-            by_head[:, :, block.queries] = attended.unflatten(0, rows)
+        weights = _Weights(*saved[:2], *saved[3:], dropout=dropout, seed=new_seed() if dropout else 0)
+        output = q.new_empty(n_batch, q_len, n_heads, size)  # as the next product reads it
+        by_head = output.transpose(1, 2)
+        for number, block in enumerate(blocks(visible, n_batch, n_heads)):
+            probabilities, kept = weights.of_block(number, block)
+            attended = torch.bmm(
+                probabilities if kept is None else probabilities.mul_(kept), v[block.of_keys].flatten(0, 1)
+            )
+            by_head[block.of_queries] = attended.view(by_head[block.of_queries].shape)
         ctx.save_for_backward(*saved, output)
-        ctx.visible, ctx.length, ctx.n_batch, ctx.dropout, ctx.seed = visible, length, n_batch, dropout, seed
-        return output.transpose(1, 2)
+        ctx.visible, ctx.dropout, ctx.seed = visible, dropout, weights.seed
+        return by_head
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *saved, output = ctx.saved_tensors
-        scores = _Scores(*saved, n_batch=ctx.n_batch, dropout=ctx.dropout, seed=ctx.seed)
+        gradients = _Gradients(*saved, dropout=ctx.dropout, seed=ctx.seed)
         # The mean of a query's gradients of weights, under the weights.
-        mean = (grad.transpose(1, 2) * output).sum(-1, keepdim=True).permute(2, 0, 1, 3).flatten(0, 1)
-        grad = grad.transpose(0, 1).flatten(0, 1).contiguous()
-        for block in blocks(ctx.visible, ctx.length):
-            scores.add_gradients(block, grad[:, block.queries], mean[:, block.queries])
-        return (*scores.gradients(), None, None)
+        mean = (grad.transpose(1, 2) * output).sum(-1, keepdim=True).transpose(1, 2)
+        grad = grad.contiguous()
+        for number, block in enumerate(blocks(ctx.visible, *grad.shape[:2])):
+            gradients.add(number, block, grad[block.of_queries].flatten(0, 1), mean[block.of_queries].flatten(0, 1))
+        return (*gradients.of_inputs(), None, None)
 
 
-class _Scores:
-    """The scores of one call, block by block, and the gradients of what they are computed from.
+class _Weights:
+    """Attention weights of one call, block by block, the same whenever they are asked for.
 
     Args:
-        q: `[N*B, Q, H]`. k, v: `[N*B, K, H]`. The others as in `eager_attention`, with the terms of a `DistanceTerms`.
+        q: `[B, N, Q, H]`. k: `[B, N, K, H]`. The others as in `eager_attention`, with the terms of a `DistanceTerms`.
     """
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        content_bias: Tensor | None,
+        distance_keys: Tensor | None,
+        query_bias: Tensor | None,
+        score_bias: Tensor | None,
+        *,
+        dropout: float,
+        seed: int,
+    ) -> None:
+        self.k = k
+        self.distance = None if distance_keys is None else DistanceTerms(distance_keys, query_bias, score_bias)
+        self.queries = BlockQueries(q, content_bias, self.distance)
+        self.dropout, self.seed = dropout, seed
+
+    def of_block(self, number: int, block: Block) -> tuple[Tensor, Tensor | None]:
+        """Weights before dropout, `[b*n, q, k]`, and what dropout multiplies them with, if there is any."""
+        scores = self.queries.scores(block, self.k)
+        weights = torch.softmax(scores, -1, out=scores)
+        if self.dropout == 0:
+            return weights, None
+        kept = keep_mask(weights.shape, self.dropout, self.seed + number)
+        return weights, kept.to(weights.dtype).mul_(1 / (1 - self.dropout)) if self.dropout < 1 else kept
+
+
+class _Gradients:
+    """Gradients of what one call computed with, added up block by block; the arguments are those of the call."""
 
     def __init__(
         self,
@@ -97,108 +125,75 @@ class _Scores:
         query_bias: Tensor | None,
         score_bias: Tensor | None,
         *,
-        n_batch: int,
         dropout: float,
         seed: int,
     ) -> None:
-        self.rows = (q.shape[0] // n_batch, n_batch)  # N, B
-        self.scale = q.shape[-1] ** -0.5
-        self.k, self.v = k, v
+        terms = (content_bias, distance_keys, query_bias, score_bias)
+        self.weights = _Weights(q, k, *terms, dropout=dropout, seed=seed)
+        self.queries, self.k, self.v = self.weights.queries, k, v
         self.has_content_bias = content_bias is not None
-        self.content = self._with_bias(q, content_bias)
-        self.distance = None
-        if distance_keys is not None:
-            self.distance = DistanceTerms(distance_keys, query_bias, score_bias)
-            self.by_distance = self._with_bias(q, query_bias).unflatten(0, self.rows)  # [N, B, Q, H]
-        self.dropout, self.seed = dropout, seed
-        self.grad_k: Tensor | None = None
-
-    def _with_bias(self, q: Tensor, bias: Tensor | None) -> Tensor:
-        return q if bias is None else (q.unflatten(0, self.rows) + bias[:, None, None]).flatten(0, 1)
-
-    def weights(self, block: Block) -> tuple[Tensor, Tensor | None]:
-        """Attention weights before dropout, `[N*B, q, k]`, and what dropout multiplies them with, if there is any."""
-        content, keys = self.content[:, block.queries], self.k[:, block.keys]
-        k_len = keys.shape[1]
-        if self.distance is None:
-            scores = torch.bmm(content * self.scale, keys.mT)
-        else:
-            shifted = scores_by_distance(self.by_distance[:, :, block.queries], self.distance.last(k_len), k_len)
-            # A new tensor, as a softmax of views would copy them twice.
-            scores = torch.baddbmm(shifted.flatten(0, 1), content, keys.mT, beta=self.scale, alpha=self.scale)
-        hide(scores.unflatten(0, self.rows).transpose(0, 1), block.visible)
-        weights = torch.softmax(scores, -1, out=scores)
-        if self.dropout == 0:
-            return weights, None
-        kept = keep_mask(weights.shape, self.dropout, self.seed + block.queries.start)
-        return weights, kept.to(weights.dtype).mul_(1 / (1 - self.dropout)) if self.dropout < 1 else kept
-
-    def add_gradients(self, block: Block, grad: Tensor, mean: Tensor) -> None:
-        """Take in a block's gradient of the output, `[N*B, q, H]`, and its scalar product with it, `[N*B, q, 1]`."""
-        if self.grad_k is None:
-            self._start_gradients()
-        assert self.grad_k is not None
-        weights, kept = self.weights(block)
-        self.grad_v[:, block.keys].baddbmm_((weights if kept is None else weights * kept).mT, grad)
-        grad_scores, buffer = self._score_buffer(block)
-        torch.bmm(grad, self.v[:, block.keys].mT, out=grad_scores)
-        if kept is not None:
-            grad_scores.mul_(kept)
-        grad_scores.sub_(mean).mul_(weights)
-        self.grad_k[:, block.keys].baddbmm_(grad_scores.mT, self.content[:, block.queries], alpha=self.scale)
-        self.grad_content[:, block.queries] = torch.bmm(grad_scores, self.k[:, block.keys])
+        self.content = torch.empty_like(q)
+        self.of_k, self.of_v = torch.zeros_like(k), torch.zeros_like(v)
+        self.distance = self.queries.distance
         if self.distance is not None:
-            self._add_distance_gradients(block, buffer.unflatten(0, self.rows), self.distance)
-
-    def _start_gradients(self) -> None:
-        self.grad_content, self.grad_k, self.grad_v = map(torch.zeros_like, (self.content, self.k, self.v))
-        if self.distance is not None:
-            self.grad_by_distance = torch.empty_like(self.by_distance)
-            self.grad_distance_keys = torch.zeros_like(self.distance.keys, memory_format=torch.contiguous_format)
+            self.by_distance = torch.empty_like(q)
+            self.of_distance_keys = torch.zeros_like(self.distance.keys, memory_format=torch.contiguous_format)
             if self.distance.score_bias is not None:
-                self.grad_score_bias = torch.zeros_like(self.distance.score_bias)
+                self.of_score_bias = torch.zeros_like(self.distance.score_bias)
 
-    def _score_buffer(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Room for gradients of scores, `[N*B, q, k]`, and the same room by distance, `[N*B, q, k + 1]`."""
-        q_len, k_len = block.visible.q_len, block.visible.q_len + block.visible.memory_len
-        buffer = self.k.new_empty(self.k.shape[0], q_len, k_len + 1)
-        flat = buffer.flatten(1)
-        flat[:, : q_len - 1] = 0  # what the shift leaves out
-        flat[:, -1] = 0
-        return relative_shift(buffer), buffer
-
-    def _add_distance_gradients(self, block: Block, buffer: Tensor, distance: DistanceTerms) -> None:
-        k_len = buffer.shape[-1] - 1
-        n_near = min(k_len, distance.keys.shape[1])
-        n_farther = k_len - n_near
-        if n_farther:
-            buffer[..., n_farther] += buffer[..., :n_farther].sum(-1)
-        near = buffer[..., n_farther:k_len].flatten(1, 2)  # [N, B*q, R]
-        queries = self.by_distance[:, :, block.queries].flatten(1, 2)  # [N, B*q, H]
-        grad_queries = torch.bmm(near, distance.keys[:, -n_near:])
-        self.grad_by_distance[:, :, block.queries] = grad_queries.unflatten(1, (self.rows[1], -1))
-        self.grad_distance_keys[:, -n_near:].baddbmm_(near.mT, queries, alpha=self.scale)
-        if distance.score_bias is not None:
-            self.grad_score_bias[:, -n_near:] += near.sum(1) * self.scale
-
-    def gradients(self) -> tuple[Tensor | None, ...]:
-        """Gradients of q, k and v, `[B, N, ...]`, of the content bias, and of the terms of the distance."""
-        assert self.grad_k is not None  # there is at least one block
-        grad_content = self.grad_content.mul_(self.scale).unflatten(0, self.rows)
-        grad_k, grad_v = self.grad_k.unflatten(0, self.rows), self.grad_v.unflatten(0, self.rows)
-        content_bias = grad_content.sum((1, 2)) if self.has_content_bias else None
-        grad_q = grad_content
-        terms: tuple[Tensor | None, ...] = (None, None, None)
+    def add(self, number: int, block: Block, grad: Tensor, mean: Tensor) -> None:
+        """Take in a block's gradient of the output, `[b*n, q, H]`, and its scalar product with it, `[b*n, q, 1]`."""
+        scale = self.queries.scale
+        weights, kept = self.weights.of_block(number, block)
+        k, v, of_k, of_v = (  # views, as two of them are added to
+            states[block.of_keys].view(-1, weights.shape[2], states.shape[3])
+            for states in (self.k, self.v, self.of_k, self.of_v)
+        )
+        room = self.queries.room
+        dropped = weights if kept is None else torch.mul(weights, kept, out=room("dropped", *weights.shape))
+        of_v.baddbmm_(dropped.mT, grad)
+        of_scores = torch.bmm(grad, v.mT, out=room("of scores", *weights.shape))
+        if kept is not None:
+            of_scores.mul_(kept)
+        of_scores.sub_(mean).mul_(weights)
+        of_k.baddbmm_(of_scores.mT, self.queries.content[block.of_queries].flatten(0, 1), alpha=scale)
+        shape = self.content[block.of_queries].shape
+        self.content[block.of_queries] = torch.bmm(of_scores, k).view(shape)
         if self.distance is not None:
-            grad_by_distance = self.grad_by_distance.mul_(self.scale)
-            terms = (
-                self.grad_distance_keys,
-                None if self.distance.query_bias is None else grad_by_distance.sum((1, 2)),
-                None if self.distance.score_bias is None else self.grad_score_bias,
-            )
-            grad_q = grad_content + grad_by_distance
-        states = (states.transpose(0, 1) for states in (grad_q, grad_k, grad_v))
-        return (*states, content_bias, *terms)
+            self._add_by_distance(block, of_scores.unflatten(0, shape[:2]), self.distance)
+
+    def _add_by_distance(self, block: Block, of_scores: Tensor, distance: DistanceTerms) -> None:
+        """The share of the distances, from gradients of scores `[b, n, q, k]`."""
+        n_batch, n_heads, q_len, k_len = of_scores.shape
+        by_distance = self.queries.room("columns", n_heads, n_batch, q_len, k_len + 1)
+        by_distance.flatten(2)[..., :q_len] = 0  # what the shift leaves out
+        relative_shift(by_distance).copy_(of_scores.transpose(0, 1))
+        near = distance.of_heads(block.heads).last(k_len + 1)
+        n_farther = k_len + 1 - near.keys.shape[1]
+        if n_farther:
+            by_distance[..., n_farther] += by_distance[..., :n_farther].sum(-1)
+        of_near = by_distance[..., n_farther:].flatten(1, 2)  # [n, b*q, R]
+        queries = self.queries.by_distance[block.of_queries].transpose(0, 1)
+        of_queries = torch.bmm(of_near, near.keys).view(queries.shape)
+        self.by_distance[block.of_queries] = of_queries.transpose(0, 1)
+        of_keys = self.of_distance_keys[block.heads, -near.keys.shape[1] :]
+        of_keys.baddbmm_(of_near.mT, queries.flatten(1, 2), alpha=self.queries.scale)
+        if distance.score_bias is not None:
+            self.of_score_bias[block.heads, -near.keys.shape[1] :] += of_near.sum(1) * self.queries.scale
+
+    def of_inputs(self) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k and v, `[B, N, ...]`, of the content bias, and of the terms of the distance."""
+        of_content = self.content.mul_(self.queries.scale)
+        of_content_bias = of_content.sum((0, 2)) if self.has_content_bias else None
+        if self.distance is None:
+            return of_content, self.of_k, self.of_v, of_content_bias, None, None, None
+        of_by_distance = self.by_distance.mul_(self.queries.scale)
+        terms = (
+            self.of_distance_keys,
+            None if self.distance.query_bias is None else of_by_distance.sum((0, 2)),
+            None if self.distance.score_bias is None else self.of_score_bias,
+        )
+        return (of_content.add_(of_by_distance), self.of_k, self.of_v, of_content_bias, *terms)
 
 
 __all__ = ["attention_with_gradients"]
