@@ -79,9 +79,11 @@ def attention_by_loops(q, k, v, content_bias, distance, mask):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("q_len", "memory_len", "span"), LENGTHS)
-@pytest.mark.parametrize("attend", [eager_attention, sdpa_attention, fused_attention])
+@pytest.mark.parametrize(
+    ("attend", "size"),
+    [(eager_attention, None), (sdpa_attention, None), (fused_attention, (1, 2, 2)), (fused_attention, (2, 3, 4))],
+)
 @pytest.mark.parametrize("has_hidden", [True, False])
-@pytest.mark.parametrize("size", [(1, 2, 2), (2, 3, 4)])
 def test_attention_and_its_gradients_equal_the_formula_written_as_loops(
     kind, q_len, memory_len, span, attend, has_hidden, size, monkeypatch
 ):
@@ -229,6 +231,21 @@ def test_gradients_with_dropout_equal_those_of_the_formula_with_the_same_mask(ki
     weight = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
     expected_gradients = torch.autograd.grad((expected * weight).sum(), leaves)
     assert_equal(torch.autograd.grad((actual * weight).sum(), leaves), expected_gradients)
+
+
+@pytest.mark.parametrize("shift", [0.0, 59.0, -59.0, 61.0, -300.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_exponentials_are_a_softmax_wherever_the_scores_lie(shift, dtype):
+    scores = torch.randn(6, 2000, generator=torch.Generator().manual_seed(0)).add(shift).to(dtype)
+    scores[:, -3:] = float("-inf")
+    precision = torch.promote_types(dtype, torch.float32)
+    expected = scores.double().softmax(-1)
+    weights, sums = blocked_attention.exponentials(scores.clone())
+    assert weights.dtype == sums.dtype == precision
+    tolerance = 1e-14 if dtype == torch.float64 else 1e-5
+    assert_close((weights.double() / sums), expected, rtol=tolerance, atol=1e-12)
+    assert weights.isfinite().all()
+    assert dtype.itemsize > 2 or weights.max() <= 1
 
 
 @given(

@@ -21,6 +21,7 @@ from .attention import DistanceTerms, VisibleKeys, relative_shift
 BLOCK_SCORES = 1 << 20  # scores in a block: 4 MiB in float32, which with a copy stay near the processor
 FEWEST_HEADS = 2  # in a block: torch computes one on each core
 FEWEST_QUERIES = 32  # in a block: below that, matrix products are no longer products of matrices
+SAFE_EXPONENT = 60.0  # e**60 times any number of keys is finite in float32, and e**-60 far from the least number
 MOST_QUERIES = 128  # in a block: half of them squared are scores of keys in the future
 
 
@@ -89,10 +90,10 @@ def blocked_attention(
     queries = BlockQueries(q, content_bias, distance)
     attended = torch.empty_like(q, memory_format=torch.contiguous_format)
     for block in blocks(visible, *q.shape[:2]):
-        weights = _softmax(queries.scores(block, k), v.dtype)
-        attended[block.of_queries] = torch.bmm(weights, v[block.of_keys].flatten(0, 1)).view(
-            attended[block.of_queries].shape
-        )
+        values = v[block.of_keys].flatten(0, 1)
+        weights, sums = exponentials(queries.scores(block, k))
+        part = torch.bmm(weights.to(v.dtype), values) / sums
+        attended[block.of_queries] = part.view(attended[block.of_queries].shape)
     return attended
 
 
@@ -170,7 +171,7 @@ def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor,
     scores = by_distance.transpose(0, 1).reshape(n_batch * n_heads, 1, k_len)
     content = (q + content_bias).view(n_batch * n_heads, 1, size)
     scores = scores.baddbmm_(content, keys, beta=scale, alpha=scale)
-    weights = _softmax(scores, values.dtype)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
     if values.dtype in (torch.float32, torch.float64):
         attended = torch.bmm(weights, values.mT)
     else:  # in half precision torch would copy the transposed values
@@ -193,11 +194,22 @@ def with_farther(by_distance: Tensor, n_columns: int, *, out: Tensor | None = No
     return torch.cat([by_distance[..., :1].expand(-1, -1, n_farther), by_distance], dim=-1, out=out)
 
 
-def _softmax(scores: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights of `dtype` from scores, which are lost; computed in float32 or better."""
-    if scores.dtype in (torch.float32, torch.float64):
-        return torch.softmax(scores, -1, out=scores)
-    return scores.softmax(-1, dtype=torch.float32).to(dtype)
+def exponentials(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of scores `[..., K]`, which are lost, as weights `[..., K]` and their sums `[..., 1]`; float32 or better.
+
+    Dividing what the weights are multiplied with spares a pass over them, and so does subtracting the highest score of
+    a row only where an exponential could overflow or vanish without it. Weights that are to be rounded to half
+    precision are at most 1.
+    """
+    is_single = scores.dtype in (torch.float32, torch.float64)
+    weights = scores if is_single else scores.float()
+    highest = weights.amax(-1, keepdim=True)
+    if is_single:
+        highest.masked_fill_(highest.abs() < SAFE_EXPONENT, 0)
+    if highest.any():
+        weights.sub_(highest)
+    weights.exp_()
+    return weights, weights.sum(-1, keepdim=True)
 
 
 def hide(scores: Tensor, visible: VisibleKeys) -> None:
@@ -220,4 +232,4 @@ def _with_bias(q: Tensor, bias: Tensor | None) -> Tensor:
     return q if bias is None else (q + bias[:, None]).to(q.dtype)
 
 
-__all__ = ["Block", "BlockQueries", "attend_one", "block_size", "blocked_attention", "blocks", "hide"]
+__all__ = ["Block", "BlockQueries", "attend_one", "block_size", "blocked_attention", "blocks", "exponentials"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .attention import DistanceTerms, VisibleKeys, relative_shift
-from .blocked_attention import Block, BlockQueries, blocks
+from .blocked_attention import Block, BlockQueries, blocks, exponentials
 from .dropout import keep_mask, new_seed
 
 
@@ -56,10 +56,10 @@ class _Attention(torch.autograd.Function):
         output = q.new_empty(n_batch, q_len, n_heads, size)  # as the next product reads it
         by_head = output.transpose(1, 2)
         for number, block in enumerate(blocks(visible, n_batch, n_heads)):
-            probabilities, kept = weights.of_block(number, block)
-            attended = torch.bmm(
-                probabilities if kept is None else probabilities.mul_(kept), v[block.of_keys].flatten(0, 1)
-            )
+            exponents, sums, kept = weights.of_block(number, block)
+            if kept is not None:
+                exponents.mul_(kept)
+            attended = torch.bmm(exponents, v[block.of_keys].flatten(0, 1)).div_(sums)
             by_head[block.of_queries] = attended.view(by_head[block.of_queries].shape)
         ctx.save_for_backward(*saved, output)
         ctx.visible, ctx.dropout, ctx.seed = visible, dropout, weights.seed
@@ -102,14 +102,16 @@ class _Weights:
         self.queries = BlockQueries(q, content_bias, self.distance)
         self.dropout, self.seed = dropout, seed
 
-    def of_block(self, number: int, block: Block) -> tuple[Tensor, Tensor | None]:
-        """Weights before dropout, `[b*n, q, k]`, and what dropout multiplies them with, if there is any."""
-        scores = self.queries.scores(block, self.k)
-        weights = torch.softmax(scores, -1, out=scores)
+    def of_block(self, number: int, block: Block) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Weights before dropout, `[b*n, q, k]`, as exponentials and their sums, and what dropout multiplies them with.
+
+        The latter is None without dropout.
+        """
+        weights, sums = exponentials(self.queries.scores(block, self.k))
         if self.dropout == 0:
-            return weights, None
+            return weights, sums, None
         kept = keep_mask(weights.shape, self.dropout, self.seed + number)
-        return weights, kept.to(weights.dtype).mul_(1 / (1 - self.dropout)) if self.dropout < 1 else kept
+        return weights, sums, kept.to(weights.dtype).mul_(1 / (1 - self.dropout)) if self.dropout < 1 else kept
 
 
 class _Gradients:
@@ -144,7 +146,8 @@ class _Gradients:
     def add(self, number: int, block: Block, grad: Tensor, mean: Tensor) -> None:
         """Take in a block's gradient of the output, `[b*n, q, H]`, and its scalar product with it, `[b*n, q, 1]`."""
         scale = self.queries.scale
-        weights, kept = self.weights.of_block(number, block)
+        weights, sums, kept = self.weights.of_block(number, block)
+        grad, mean = grad / sums, mean / sums
         k, v, of_k, of_v = (  # views, as two of them are added to
             states[block.of_keys].view(-1, weights.shape[2], states.shape[3])
             for states in (self.k, self.v, self.of_k, self.of_v)
