@@ -125,6 +125,12 @@ class Side:
         with np.load(path) as arrays:
             return dict(arrays)
 
+    def profile(self) -> list[dict[str, Any]]:
+        """The operations that one more round spends most time in."""
+        assert self._worker is not None
+        answer: list[dict[str, Any]] = self._worker.ask({"do": "profile"})
+        return answer
+
     def close(self) -> None:
         """End the process."""
         if self._worker is not None:
@@ -214,8 +220,8 @@ def compare(workload: Workload, inputs: Inputs, *, rounds: int, n_threads: int, 
         for _ in range(rounds):
             for side in sides:
                 side.round()
-    difference = _difference(workload, arrays)
-    return _entry(workload, sides, difference, machine)
+        profile = sides[0].profile() if cost_of(workload) else None
+    return {**_entry(workload, sides, _difference(workload, arrays), machine), "profile": profile}
 
 
 def scaling_table(
@@ -358,6 +364,7 @@ def markdown(results: dict[str, Any]) -> str:
             *rows,
             "",
             *scaling_rows(results.get("scaling", [])),
+            *profile_rows(results["workloads"]),
         ]
     )
 
@@ -378,6 +385,25 @@ def scaling_rows(entries: list[dict[str, Any]]) -> list[str]:
         for entry in entries
     ]
     return ["## Scaling", "", *head, *rows, ""]
+
+
+def profile_rows(entries: list[dict[str, Any]]) -> list[str]:
+    """Where our time goes, as Markdown: the longest operations of each workload."""
+    rows = [
+        f"| {entry['name']} | {operation['share']:.1%} | {operation['calls']:,} | {operation['operation']} "
+        f"| {operation['shapes']} |"
+        for entry in entries
+        for operation in (entry["profile"] or [])[:6]
+    ]
+    if not rows:
+        return []
+    head = [
+        "The longest operations of one more round of ours, by torch's profiler: the time of each kind, and its calls.",
+        "",
+        "| workload | share | calls | operation | shapes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    return ["## Where our time goes", "", *head, *rows, ""]
 
 
 def _number(value: float | None, unit: str = "") -> str:

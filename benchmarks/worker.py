@@ -362,6 +362,26 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20)
 
 
+def profile(task: Task) -> list[dict[str, Any]]:
+    """The operations of one round by the time that they take themselves, the longest first."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as recording
+
+    with recording(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
+        task.round()
+    events = sorted(record.key_averages(group_by_input_shape=True), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return [
+        {
+            "operation": event.key.removeprefix("aten::"),
+            "shapes": " ".join(str(shape).replace(" ", "") for shape in event.input_shapes if shape),
+            "calls": event.count,
+            "share": event.self_cpu_time_total / total,
+        }
+        for event in events[:12]
+    ]
+
+
 def answer(request: dict[str, Any], task: Task | None) -> tuple[Any, Task | None]:
     """Do what a request says; gives the answer, and the task that the next requests are for."""
     if "task" in request:
@@ -372,6 +392,8 @@ def answer(request: dict[str, Any], task: Task | None) -> tuple[Any, Task | None
         started = time.process_time()
         seconds = task.round()
         return {"seconds": seconds, "processor_s": time.process_time() - started, "peak_mib": peak_mib()}, task
+    if request["do"] == "profile":
+        return profile(task), task
     if request["do"] == "start peak":
         start_peak()
         return "started", task
