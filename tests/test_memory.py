@@ -33,19 +33,24 @@ def test_one_token_at_a_time_moves_few_slots_and_allocates_nothing():
     assert moved <= 4 * 1000  # a quarter of mem_len is free: four slots a token, however long the memory
 
 
+@pytest.mark.parametrize(
+    ("mem_len", "lengths"),
+    [(6, (1, 3, 50, 2, 6, 7, 1, 1, 40, 1, 30)), (64, (65, 16, 1, 10, 5)), (64, (70, 11, 16, 16, 1))],
+    ids=["long and short", "moved by one slot", "moved by few slots"],
+)
 @torch.no_grad()
-def test_long_and_short_segments_leave_the_last_positions():
-    layer = MemoryLayer(mem_len=6)
+def test_segments_of_any_length_leave_the_last_positions(mem_len, lengths):
+    layer = MemoryLayer(mem_len=mem_len)
     numbers = torch.arange(200.0).view(1, 1, -1, 1)
     position = 0
-    for length in (1, 3, 50, 2, 6, 7, 1, 1, 40, 1, 30):
+    for length in lengths:
         new = numbers[:, :, position : position + length]
         seen, values = layer.update(new, -new)
-        first = max(0, position - 6)
+        first = max(0, position - mem_len)
         position += length
         assert torch.equal(seen, numbers[:, :, first:position])
         assert torch.equal(values, -seen)
-    assert layer.length == 6
+    assert layer.length == mem_len
 
 
 def test_memory_of_a_cache_has_no_history_but_the_present_segment_has():

@@ -43,8 +43,8 @@ class DistanceTerms(NamedTuple):
 
     def of_heads(self, heads: slice) -> "DistanceTerms":
         """The terms of some heads (views)."""
-        parts = (part if part is None else part[heads] for part in (self.keys, self.query_bias, self.score_bias))
-        return DistanceTerms(*parts)  # type: ignore[arg-type]
+        query_bias = None if self.query_bias is None else self.query_bias[heads]
+        return DistanceTerms(self.keys[heads], query_bias, None if self.score_bias is None else self.score_bias[heads])
 
     def scores(self, q: Tensor, k_len: int) -> Tensor:
         """Unscaled scores of every query with every distance, `[B, N, Q, K]`; column c holds distance K-1-c."""

@@ -198,10 +198,12 @@ class MemoryLayer(CacheLayerMixin):
         """Make room for `n_new` slots, which must fit; the slots that they see, they included, are those between."""
         if self._end + n_new > self.keys.shape[2]:
             length, distance = self.length, self._start
+            at_once = max(distance, -(-length // 8))
             for buffer in (self.keys, self.values):
-                for at in range(0, length, distance):  # in parts that do not overlap with what they overwrite
-                    n = min(distance, length - at)
-                    buffer.narrow(2, at, n).copy_(buffer.narrow(2, at + distance, n))
+                for at in range(0, length, at_once):
+                    n = min(at_once, length - at)
+                    moved = buffer.narrow(2, at + distance, n)
+                    buffer.narrow(2, at, n).copy_(moved if n <= distance else moved.clone())
             self._start, self._end = 0, length
         start, end = self._start, self._end + n_new
         self._start, self._end = max(start, end - self.mem_len), end
