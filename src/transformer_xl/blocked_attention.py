@@ -92,8 +92,8 @@ def blocked_attention(
     for block in blocks(visible, *q.shape[:2]):
         values = v[block.of_keys].flatten(0, 1)
         weights, sums = exponentials(queries.scores(block, k))
-        part = torch.bmm(weights.to(v.dtype), values) / sums
-        attended[block.of_queries] = part.view(attended[block.of_queries].shape)
+        place = attended[block.of_queries]
+        place.copy_((torch.bmm(weights.to(v.dtype), values) / sums).view_as(place))
     return attended
 
 

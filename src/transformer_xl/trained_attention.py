@@ -8,7 +8,7 @@ Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, R di
 a block.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class _Attention(torch.autograd.Function):
         n_batch, n_heads, q_len, size = q.shape
         q, k, v = (states.contiguous() for states in (q, k, v))  # not parts of a wider tensor, which would live on
         saved = (q, k, v, content_bias, distance_keys, query_bias, score_bias)
-        weights = _Weights(*saved[:2], *saved[3:], dropout=dropout, seed=new_seed() if dropout else 0)
+        weights = _weights_of(*saved, dropout=dropout, seed=new_seed() if dropout else 0)
         output = q.new_empty(n_batch, q_len, n_heads, size)  # as the next product reads it
         by_head = output.transpose(1, 2)
         for number, block in enumerate(blocks(visible, n_batch, n_heads)):
@@ -60,7 +60,8 @@ class _Attention(torch.autograd.Function):
             if kept is not None:
                 exponents.mul_(kept)
             attended = torch.bmm(exponents, v[block.of_keys].flatten(0, 1)).div_(sums)
-            by_head[block.of_queries] = attended.view(by_head[block.of_queries].shape)
+            place = by_head[block.of_queries]
+            place.copy_(attended.view_as(place))
         ctx.save_for_backward(*saved, output)
         ctx.visible, ctx.dropout, ctx.seed = visible, dropout, weights.seed
         return by_head
@@ -69,7 +70,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *saved, output = ctx.saved_tensors
-        gradients = _Gradients(*saved, dropout=ctx.dropout, seed=ctx.seed)
+        gradients = _Gradients(_weights_of(*saved, dropout=ctx.dropout, seed=ctx.seed), v=saved[2])
         # The mean of a query's gradients of weights, under the weights.
         mean = (grad.transpose(1, 2) * output).sum(-1, keepdim=True).transpose(1, 2)
         grad = grad.contiguous()
@@ -78,29 +79,37 @@ class _Attention(torch.autograd.Function):
         return (*gradients.of_inputs(), None, None)
 
 
-class _Weights:
+def _weights_of(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    content_bias: Tensor | None,
+    distance_keys: Tensor | None,
+    query_bias: Tensor | None,
+    score_bias: Tensor | None,
+    *,
+    dropout: float,
+    seed: int,
+) -> "_Weights":
+    """From what both passes have: the tensors that are saved, all of which but `v` the weights depend on."""
+    distance = None if distance_keys is None else DistanceTerms(distance_keys, query_bias, score_bias)
+    return _Weights(BlockQueries(q, content_bias, distance), k, content_bias is not None, dropout, seed)
+
+
+class _Weights(NamedTuple):
     """Attention weights of one call, block by block, the same whenever they are asked for.
 
-    Args:
-        q: `[B, N, Q, H]`. k: `[B, N, K, H]`. The others as in `eager_attention`, with the terms of a `DistanceTerms`.
+    Attributes:
+        queries: the call's. k: its keys, `[B, N, K, H]`.
+        has_content_bias: whether the queries have one.
+        dropout: probability of zeroing a weight. seed: of the masks.
     """
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        content_bias: Tensor | None,
-        distance_keys: Tensor | None,
-        query_bias: Tensor | None,
-        score_bias: Tensor | None,
-        *,
-        dropout: float,
-        seed: int,
-    ) -> None:
-        self.k = k
-        self.distance = None if distance_keys is None else DistanceTerms(distance_keys, query_bias, score_bias)
-        self.queries = BlockQueries(q, content_bias, self.distance)
-        self.dropout, self.seed = dropout, seed
+    queries: BlockQueries
+    k: Tensor
+    has_content_bias: bool
+    dropout: float
+    seed: int
 
     def of_block(self, number: int, block: Block) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weights before dropout, `[b*n, q, k]`, as exponentials and their sums, and what dropout multiplies them with.
@@ -115,30 +124,19 @@ class _Weights:
 
 
 class _Gradients:
-    """Gradients of what one call computed with, added up block by block; the arguments are those of the call."""
+    """Gradients of what one call computed with, added up block by block.
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        content_bias: Tensor | None,
-        distance_keys: Tensor | None,
-        query_bias: Tensor | None,
-        score_bias: Tensor | None,
-        *,
-        dropout: float,
-        seed: int,
-    ) -> None:
-        terms = (content_bias, distance_keys, query_bias, score_bias)
-        self.weights = _Weights(q, k, *terms, dropout=dropout, seed=seed)
-        self.queries, self.k, self.v = self.weights.queries, k, v
-        self.has_content_bias = content_bias is not None
-        self.content = torch.empty_like(q)
-        self.of_k, self.of_v = torch.zeros_like(k), torch.zeros_like(v)
+    Args:
+        weights: those of the call. v: its values, `[B, N, K, H]`.
+    """
+
+    def __init__(self, weights: _Weights, v: Tensor) -> None:
+        self.weights, self.queries, self.k, self.v = weights, weights.queries, weights.k, v
+        self.content = torch.empty_like(self.queries.content)
+        self.of_k, self.of_v = torch.zeros_like(self.k), torch.zeros_like(v)
         self.distance = self.queries.distance
         if self.distance is not None:
-            self.by_distance = torch.empty_like(q)
+            self.by_distance = torch.empty_like(self.content)
             self.of_distance_keys = torch.zeros_like(self.distance.keys, memory_format=torch.contiguous_format)
             if self.distance.score_bias is not None:
                 self.of_score_bias = torch.zeros_like(self.distance.score_bias)
@@ -160,10 +158,10 @@ class _Gradients:
             of_scores.mul_(kept)
         of_scores.sub_(mean).mul_(weights)
         of_k.baddbmm_(of_scores.mT, self.queries.content[block.of_queries].flatten(0, 1), alpha=scale)
-        shape = self.content[block.of_queries].shape
-        self.content[block.of_queries] = torch.bmm(of_scores, k).view(shape)
+        place = self.content[block.of_queries]
+        place.copy_(torch.bmm(of_scores, k).view_as(place))
         if self.distance is not None:
-            self._add_by_distance(block, of_scores.unflatten(0, shape[:2]), self.distance)
+            self._add_by_distance(block, of_scores.unflatten(0, place.shape[:2]), self.distance)
 
     def _add_by_distance(self, block: Block, of_scores: Tensor, distance: DistanceTerms) -> None:
         """The share of the distances, from gradients of scores `[b, n, q, k]`."""
@@ -187,7 +185,7 @@ class _Gradients:
     def of_inputs(self) -> tuple[Tensor | None, ...]:
         """Gradients of q, k and v, `[B, N, ...]`, of the content bias, and of the terms of the distance."""
         of_content = self.content.mul_(self.queries.scale)
-        of_content_bias = of_content.sum((0, 2)) if self.has_content_bias else None
+        of_content_bias = of_content.sum((0, 2)) if self.weights.has_content_bias else None
         if self.distance is None:
             return of_content, self.of_k, self.of_v, of_content_bias, None, None, None
         of_by_distance = self.by_distance.mul_(self.queries.scale)
