@@ -18,6 +18,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from .memory import TransfoXLCache
 from .modeling import TransfoXLLMHeadModel
+from .sampling import DrawAmongBest
 from .tokenization import TransfoXLTokenizer
 
 PROMPT_SEGMENT = 512  # tokens of a prompt that are read at once
@@ -90,13 +91,13 @@ def stream_tokens(model: TransfoXLLMHeadModel, prompt: Sequence[int], sampling: 
         generator.seed()
     else:
         generator.manual_seed(sampling.seed)
-    processors = sampling.processors()
+    choose = _chooser(sampling, generator)
     start = _read_with_memory if model.config.mem_len else _read_again
     read = start(model, sampling.n_best)
     new = torch.tensor([list(prompt)], device=model.device)
     while True:
         with torch.no_grad():
-            new = _choose(read(new), processors, sampling, generator)
+            new = choose(read(new))
         yield int(new)
 
 
@@ -129,13 +130,21 @@ def _read_again(model: TransfoXLLMHeadModel, n_best: int | None) -> Callable[[Te
     return read
 
 
-def _choose(scores: Tensor, processors: LogitsProcessorList, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """The next id `[1, 1]` from log-probabilities `[1, V]`."""
+def _chooser(sampling: Sampling, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """A function that gives the next id `[1, 1]` for log-probabilities `[1, V]`."""
     if sampling.greedy:
-        return scores.argmax(-1, keepdim=True)
-    # The processors here look at scores alone; the ids that they are handed serve others.
-    chances = processors(scores.new_empty(1, 0, dtype=torch.long), scores.float()).softmax(-1)
-    return torch.multinomial(chances, 1, generator=generator)
+        return lambda scores: scores.argmax(-1, keepdim=True)
+    processors = sampling.processors()
+    drawing = DrawAmongBest.in_place_of(processors, generator)
+    if drawing is not None:
+        return lambda scores: drawing.draw(scores.float())
+
+    def choose(scores: Tensor) -> Tensor:
+        # The processors here look at scores alone; the ids that they are handed serve others.
+        chances = processors(scores.new_empty(1, 0, dtype=torch.long), scores.float()).softmax(-1)
+        return torch.multinomial(chances, 1, generator=generator)
+
+    return choose
 
 
 def stream_text(

@@ -9,6 +9,7 @@ Shapes: B batch, Q queries, M memory, K = M + Q keys, N heads, H head size, D mo
 
 import inspect
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -20,8 +21,6 @@ from transformers import (
     GenerationMixin,
     LogitsProcessorList,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
 )
 
 from .adaptive import AdaptiveEmbedding, AdaptiveLogSoftmax
@@ -35,6 +34,7 @@ from .memory import TransfoXLCache, check_mems, empty_mems
 from .outputs import TransfoXLLMHeadModelOutput, TransfoXLModelOutput, TransfoXLSequenceClassifierOutputWithPast
 from .padding import RowAlignment, split_mask
 from .pretrained import TransfoXLPreTrainedModel
+from .sampling import DrawAmongBest, n_best
 from .stepping import TokenStep
 
 
@@ -682,9 +682,14 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
-        """Sampling and greedy search (called by `generate`), without clusters that have no chance to be chosen."""
+        """Sampling and greedy search (called by `generate`), without what has no chance to be chosen."""
         if not (generation_config.output_scores or generation_config.output_logits):
-            kwargs["n_best"] = _n_best(logits_processor, is_greedy=not generation_config.do_sample)
+            kwargs["n_best"] = n_best(logits_processor, is_greedy=not generation_config.do_sample)
+            drawing = DrawAmongBest.in_place_of(logits_processor) if generation_config.do_sample else None
+            if drawing is not None:
+                logits_processor = LogitsProcessorList([drawing])
+                generation_config = copy(generation_config)
+                generation_config.do_sample = False  # what is drawn is then the best
         return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -693,18 +698,6 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
 
     init_continuous_batching = generate_batch
     continuous_batching_context_manager = generate_batch
-
-
-def _n_best(processors: LogitsProcessorList, *, is_greedy: bool) -> int | None:
-    """How many of the most probable tokens can be chosen after these changes; None where that is not known."""
-    if is_greedy:
-        return None if processors else 1
-    for processor in processors:
-        if type(processor) is TopKLogitsWarper:
-            return int(processor.top_k)
-        if type(processor) is not TemperatureLogitsWarper:  # it alone keeps the order and needs no sum over all tokens
-            return None
-    return None
 
 
 class TransfoXLForSequenceClassification(TransfoXLPreTrainedModel):

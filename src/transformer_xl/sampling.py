@@ -1,0 +1,79 @@
+"""Choosing the next token where only the most probable ones can be chosen.
+
+Shapes: B batch, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+OF_THE_BEST = (TemperatureLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+"""Changes of log-probabilities which, after the choice of the best, need no more than those of the best."""
+
+
+def n_best(processors: LogitsProcessorList, *, is_greedy: bool) -> int | None:
+    """How many of the most probable tokens can be chosen after these changes; None where that is not known."""
+    if is_greedy:
+        return None if processors else 1
+    for processor in processors:
+        if type(processor) is TopKLogitsWarper and processor.filter_value == float("-inf"):
+            return int(processor.top_k)
+        if type(processor) is not TemperatureLogitsWarper:  # it alone keeps the order and needs no sum over all tokens
+            return None
+    return None
+
+
+class DrawAmongBest(LogitsProcessor):
+    """Draws the next token among the most probable ones; as the last change of a search for the best, it samples.
+
+    To sample among V tokens takes V random numbers, nearly all of them for tokens that top-k sampling has ruled out.
+    Of tokens as probable as the k-th, as many as make k are kept, where transformers keeps all.
+
+    Args:
+        n_best: k.
+        processors: the other changes, made to the k log-probabilities.
+        generator: of the random numbers; None for torch's own.
+    """
+
+    def __init__(self, n_best: int, processors: LogitsProcessorList, generator: torch.Generator | None = None) -> None:
+        self.n_best = n_best
+        self.processors = processors
+        self.generator = generator
+
+    @classmethod
+    def in_place_of(
+        cls, processors: LogitsProcessorList, generator: torch.Generator | None = None
+    ) -> "DrawAmongBest | None":
+        """What samples as one does after these changes; None where they do not keep the k most probable tokens."""
+        number = n_best(processors, is_greedy=False)
+        if number is None:
+            return None
+        top_k = next(i for i, processor in enumerate(processors) if type(processor) is TopKLogitsWarper)
+        others = LogitsProcessorList(processor for i, processor in enumerate(processors) if i != top_k)
+        return cls(number, others, generator) if all(type(other) in OF_THE_BEST for other in others) else None
+
+    def chances(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The most probable tokens and their probabilities, each `[B, k]`, from log-probabilities `[B, V]`."""
+        best, tokens = scores.topk(min(self.n_best, scores.shape[-1]))
+        # These processors look at scores alone; the ids that they are handed serve others.
+        return tokens, self.processors(tokens, best).softmax(-1)
+
+    def draw(self, scores: Tensor) -> Tensor:
+        """The next tokens, `[B, 1]`, from log-probabilities `[B, V]`."""
+        tokens, chances = self.chances(scores)
+        return tokens.gather(-1, torch.multinomial(chances, 1, generator=self.generator))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores [B, V]`, changed to leave the drawn token alone possible."""
+        drawn = self.draw(scores)
+        return scores.fill_(float("-inf")).scatter_(-1, drawn, 0.0)
+
+
+__all__ = ["DrawAmongBest", "n_best"]
