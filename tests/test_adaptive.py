@@ -62,6 +62,22 @@ def log_probability_by_loop(module: AdaptiveLogSoftmax, hidden: torch.Tensor, to
 
 
 @pytest.mark.parametrize(("n_token", "d_embed", "d_proj", "cutoffs", "div_val"), KINDS)
+def test_single_tokens_read_the_table_of_their_cluster_alone(n_token, d_embed, d_proj, cutoffs, div_val):
+    module = random_parameters(AdaptiveEmbedding(n_token, d_embed, d_proj, cutoffs, div_val=div_val))
+    read = []
+    for i, table in enumerate(module.emb_layers):
+        table.register_forward_hook(lambda *_args, i=i: read.append(i))
+    with torch.no_grad():
+        embedded = [module(torch.tensor([[token]])) for token in range(n_token)]
+    tables = [sum(token >= cutoff for cutoff in cutoffs) if div_val > 1 else 0 for token in range(n_token)]
+    assert read == tables
+    assert_equal(torch.cat(embedded, dim=1), module(torch.arange(n_token)[None]))
+    for token in (-1, n_token):
+        with pytest.raises(IndexError), torch.no_grad():
+            module(torch.tensor([[token]]))
+
+
+@pytest.mark.parametrize(("n_token", "d_embed", "d_proj", "cutoffs", "div_val"), KINDS)
 def test_embedding_and_its_gradients_equal_a_loop_over_tokens(n_token, d_embed, d_proj, cutoffs, div_val):
     module = random_parameters(AdaptiveEmbedding(n_token, d_embed, d_proj, cutoffs, div_val=div_val))
     ids = torch.tensor([[0, 4, 5, 9, 10], [19, 20, 29, 6, 0]])

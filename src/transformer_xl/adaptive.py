@@ -9,6 +9,7 @@ Shapes: T positions, E_i embedding width of cluster i, V vocabulary, C clusters.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cluster_losses import WordRange, range_losses
-from .implementations import can_train_on_cpu
+from .implementations import can_train_on_cpu, is_eager_cpu
 
 
 def cluster_bounds(n_token: int, cutoffs: Sequence[int]) -> list[tuple[int, int]]:
@@ -79,11 +80,15 @@ class AdaptiveEmbedding(nn.Module):
         With one table, `table` may be given in its place: it then has a sparse gradient (see `shared_by_two`).
 
         Every table is read for every position, at a clamped id where the position belongs to another cluster: no shape
-        depends on the data, so nothing waits for the device, and the narrow tails make the extra work small.
+        depends on the data, so nothing waits for the device, and the narrow tails make the extra work small. A single
+        token on a processor reads its own.
         """
         if len(self.emb_layers) == 1:
             return self._embed(input_ids, 0, table) * self.emb_scale
         bounds = cluster_bounds(self.n_token, self.cutoffs)
+        if input_ids.numel() == 1 and is_eager_cpu(input_ids) and not torch.is_grad_enabled():
+            i = bisect_right(self.cutoffs, int(input_ids))  # here nothing has to be waited for
+            return self._embed(input_ids - bounds[i][0], i) * self.emb_scale
         # Ids outside the vocabulary are not clamped: the look-up refuses them.
         embedded = self._embed(input_ids.clamp(max=bounds[0][1] - 1), 0)
         for i, (low, high) in enumerate(bounds[1:], start=1):

@@ -252,7 +252,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             given = mems if mems is not None else self._start(batch_size, hidden)
             return None, [mem.detach().transpose(0, 1) for mem in given]
         cache = TransfoXLCache(self.config) if cache is None else cache
-        self._check_cache(cache, batch_size, has_mems=mems is not None)
+        self._check_cache(cache, hidden, has_mems=mems is not None)
         if cache.batch_size is None:
             self._begin_cache(cache, mems, past_mask, hidden)
         return cache, []
@@ -260,7 +260,8 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
     def _start(self, batch_size: int, hidden: Tensor) -> list[Tensor]:
         return empty_mems(self.config, batch_size, dtype=hidden.dtype, device=hidden.device)
 
-    def _check_cache(self, cache: Any, batch_size: int, *, has_mems: bool) -> None:
+    def _check_cache(self, cache: Any, hidden: Tensor, *, has_mems: bool) -> None:
+        batch_size = hidden.shape[0]
         if not isinstance(cache, TransfoXLCache):
             raise TypeError(
                 f"past_key_values is a {type(cache).__name__} but must be a TransfoXLCache: "
@@ -283,9 +284,9 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
                     f"past_key_values has n_head={heads[0]} and d_head={heads[1]} but the model has "
                     f"n_head={self.config.n_head} and d_head={self.config.d_head}: start a new cache."
                 )
-            if cache.layers[0].keys.dtype != self.dtype and not torch.is_autocast_enabled(self.device.type):
+            if cache.layers[0].keys.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
                 raise TypeError(
-                    f"past_key_values is {cache.layers[0].keys.dtype} but the model computes in {self.dtype}: "
+                    f"past_key_values is {cache.layers[0].keys.dtype} but the model computes in {hidden.dtype}: "
                     "convert with cache.to(dtype=model.dtype)."
                 )
         if has_mems and cache.batch_size is not None:
@@ -334,9 +335,10 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
 
     def _signal(self, k_len: int, cache: TransfoXLCache | None, hidden: Tensor) -> Tensor | None:
         """Position signal of the distances, `[R, D]`, with dropout; None if no layer will ask for it."""
-        clamp_len, dtype, device = self.config.clamp_len, self.dtype, hidden.device
+        clamp_len, device = self.config.clamp_len, hidden.device
         if self.config.attn_type == 2:
-            return sinusoid(key_distances(k_len, clamp_len=clamp_len, device=device), self.config.d_model, dtype=dtype)
+            distances = key_distances(k_len, clamp_len=clamp_len, device=device)
+            return sinusoid(distances, self.config.d_model, dtype=self.dtype)
         if self.config.attn_type != 0:
             return None
         n_keys = k_len + 1  # as `relative_shift` asks for
@@ -350,7 +352,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         distances = key_distances(n_keys, clamp_len=clamp_len, device=device)
         if not self.training or self.config.dropout == 0:  # each once; but dropout treats equal ones differently
             distances = distances[n_keys - n_distances(n_keys, clamp_len=clamp_len) :]
-        dropped: Tensor = self.drop(sinusoid(distances, self.config.d_model, dtype=dtype))
+        dropped: Tensor = self.drop(sinusoid(distances, self.config.d_model, dtype=self.dtype))
         return dropped
 
     def _step(self, hidden: Tensor, cache: TransfoXLCache, around: Surroundings) -> Tensor | None:
