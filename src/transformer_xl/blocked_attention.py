@@ -123,24 +123,30 @@ class BlockQueries:
             torch.bmm(content.flatten(0, 1) * self.scale, keys.mT, out=flat)
         else:
             # A copy: products and softmax go matrix by matrix, or copy, where a batch has gaps.
-            scores.copy_(self._scores_by_distance(block, keys.shape[1]))
+            self._put_scores_by_distance(block, scores)
             flat.baddbmm_(content.flatten(0, 1), keys.mT, beta=self.scale, alpha=self.scale)
         hide(scores, block.visible)
         return flat
 
-    def _scores_by_distance(self, block: Block, k_len: int) -> Tensor:
-        """What distances add to unscaled scores, under their keys, `[b, n, q, k]`, a view; in the future anything."""
+    def _put_scores_by_distance(self, block: Block, scores: Tensor) -> None:
+        """Write what distances add to unscaled scores into `scores [b, n, q, k]`; what lies in the future is lost."""
         assert self.distance is not None
         queries = self.by_distance[block.of_queries].transpose(0, 1)  # [n, b, q, H]: one product a head serves all rows
-        n_columns = k_len + (queries.shape[2] > 1)  # `relative_shift` asks for one more; one query needs no shift
+        q_len, k_len = scores.shape[2:]
+        n_columns = k_len + (q_len > 1)  # `relative_shift` asks for one more; one query needs no shift
         near = self.distance.of_heads(block.heads).last(n_columns)
+        n_near = near.keys.shape[1]
         flat = queries.flatten(1, 2)
-        out = self.room("distances", *flat.shape[:2], near.keys.shape[1])
-        by_distance = scores_of_terms(flat, near, out=out)
-        if near.keys.shape[1] < n_columns:
+        by_distance = scores_of_terms(flat, near, out=self.room("distances", *flat.shape[:2], n_near))
+        if n_near <= k_len - q_len + 1 < n_columns:  # all queries have keys that are farther than the table
+            by_distance = by_distance.unflatten(1, queries.shape[1:3]).transpose(0, 1)  # [b, n, q, R]
+            scores[..., : k_len - n_near] = by_distance[..., :1]
+            _diagonals(scores, n_near).copy_(by_distance)
+            return
+        if n_near < n_columns:
             by_distance = with_farther(by_distance, n_columns, out=self.room("columns", *flat.shape[:2], n_columns))
         by_distance = by_distance.unflatten(1, queries.shape[1:3])
-        return (by_distance if n_columns == k_len else relative_shift(by_distance)).transpose(0, 1)
+        scores.copy_((by_distance if n_columns == k_len else relative_shift(by_distance)).transpose(0, 1))
 
     def room(self, name: str, *shape: int) -> Tensor:
         """An empty tensor where the last of that name was: fresh memory costs more than what is done in it."""
@@ -169,7 +175,7 @@ def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor,
     with_bias = q if distance.query_bias is None else q + distance.query_bias
     by_distance = with_farther(scores_of_terms(with_bias.transpose(0, 1), distance.last(k_len)), k_len)  # [N, B, K]
     scores = by_distance.transpose(0, 1).reshape(n_batch * n_heads, 1, k_len)
-    content = (q + content_bias).view(n_batch * n_heads, 1, size)
+    content = (q + content_bias).reshape(n_batch * n_heads, 1, size)
     scores = scores.baddbmm_(content, keys, beta=scale, alpha=scale)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
     if values.dtype in (torch.float32, torch.float64):
@@ -184,6 +190,14 @@ def scores_of_terms(queries: Tensor, near: DistanceTerms, *, out: Tensor | None 
     if near.score_bias is None:
         return torch.bmm(queries, near.keys.mT, out=out)  # not into some columns of `out`: torch would go head by head
     return torch.baddbmm(near.score_bias[:, None], queries, near.keys.mT, out=out)
+
+
+def _diagonals(scores: Tensor, n_near: int) -> Tensor:
+    """Where in `[b, n, q, k]`, without gaps, each query has its `n_near` nearest keys, `[b, n, q, n_near]`, a view."""
+    q_len, k_len = scores.shape[2:]
+    first = k_len - q_len - n_near + 1  # of the first query; that of the next is one further
+    shape, strides = (*scores.shape[:3], n_near), (*scores.stride()[:2], k_len + 1, 1)
+    return scores.as_strided(shape, strides, scores.storage_offset() + first)
 
 
 def with_farther(by_distance: Tensor, n_columns: int, *, out: Tensor | None = None) -> Tensor:

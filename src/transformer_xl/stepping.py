@@ -22,6 +22,7 @@ from .layers import Attention, FeedForward, Shared, TransfoXLLayer
 from .memory import MemoryLayer
 
 Map = Callable[[Tensor], Tensor]
+FEWEST_ROWS, MOST_ROWS = 10, 48  # of states that are multiplied faster from the right, in half of the time at best
 
 
 class _Layer(NamedTuple):
@@ -87,13 +88,13 @@ class TokenStep:
         for i, (layer, past) in enumerate(zip(self._parts, memory, strict=True)):
             attention, of_model = layer.attention, shared(i)
             projected = layer.query_key_value(layer.attention_norm(x) if self._pre_lnorm else x)
-            states = projected.view(n_batch, 3, attention.n_head, attention.d_head).transpose(0, 1)  # [3, B, N, H]
-            keys, values = past.append(states[1:], span=span)
+            q, key, value = projected.view(n_batch, 3, attention.n_head, attention.d_head).unbind(1)  # [B, N, H]
+            keys, values = past.append(key, value, span=span)
             distance = past.distance if of_model.table is None else of_model.table
             content_bias = attention.r_w_bias if attention.has_own_biases else of_model.content_bias
             assert distance is not None
             assert content_bias is not None
-            attended = attend_one(states[0], keys, values, content_bias=content_bias, distance=distance)
+            attended = attend_one(q, keys, values, content_bias=content_bias, distance=distance)
             x = layer.output(attended.view(n_batch, -1)) + x
             if self._pre_lnorm:
                 x = layer.outer(layer.inner(layer.norm(x)).relu_()) + x
@@ -135,17 +136,25 @@ def _taken_apart(layer: TransfoXLLayer) -> _Layer:
 
 def _map_of(module: nn.Module) -> Map:
     """The linear map of a module; another class than torch's is called as it is."""
-    if isinstance(module, nn.Linear) and _is_exactly(module, nn.Linear):
-        weight, bias = module.weight, module.bias
+    if not (isinstance(module, nn.Linear) and _is_exactly(module, nn.Linear)):
+        return module
+    weight, bias = module.weight, module.bias
+    if type(weight) is not nn.Parameter or weight.dtype != torch.float32:
         return lambda states: F.linear(states, weight, bias)  # by position: quantised weights look for them there
-    return module
+    return lambda states: linear_of_rows(states, weight, bias)
+
+
+def linear_of_rows(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `F.linear` gives for `states [B, in]`, `[B, out]`, in the order of factors that B rows are faster in."""
+    if not FEWEST_ROWS <= states.shape[0] <= MOST_ROWS:
+        return F.linear(states, weight, bias)
+    product = weight @ states.T if bias is None else torch.addmm(bias[:, None], weight, states.T)
+    return product.T
 
 
 def _norm_of(norm: nn.LayerNorm) -> Map:
-    def normalise(states: Tensor) -> Tensor:
-        return torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-
-    return normalise
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    return lambda states: torch.layer_norm(states, shape, weight, bias, eps)
 
 
-__all__ = ["TokenStep"]
+__all__ = ["TokenStep", "linear_of_rows"]
