@@ -66,16 +66,18 @@ def test_a_long_prompt_is_read_in_segments_with_the_same_result():
     assert next(stream_tokens(model, prompt, Sampling(greedy=True))) == scores.argmax().item()
 
 
-def test_a_seed_gives_the_same_tokens_and_another_seed_others():
+@pytest.mark.parametrize("top_k", [0, 7])
+def test_a_seed_gives_the_same_tokens_and_another_seed_others(top_k):
     model = tiny_model()
-    runs = [list(islice(stream_tokens(model, [1], Sampling(seed=seed)), 30)) for seed in (3, 3, 4)]
+    runs = [list(islice(stream_tokens(model, [1], Sampling(seed=seed, top_k=top_k)), 30)) for seed in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_the_global_random_state_is_left_alone():
+@pytest.mark.parametrize("top_k", [0, 7])
+def test_the_global_random_state_is_left_alone(top_k):
     model = tiny_model()
     before = torch.get_rng_state()
-    list(islice(stream_tokens(model, [1], Sampling()), 5))
+    list(islice(stream_tokens(model, [1], Sampling(top_k=top_k)), 5))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -53,6 +53,16 @@ def test_single_tokens_of_many_rows_get_what_the_layers_give(changes, steps):
     assert_equal(actual, scores_of_tokens(model, ids))
 
 
+def test_segments_between_single_tokens_are_remembered(steps):
+    model, ids = tiny_model(attn_implementation="sdpa"), random_ids(2, 20)
+    lengths = [6, 1, 1, 4, 1, 1, 5, 1]
+    with torch.no_grad():
+        actual = run_segments(model, ids, lengths, use_cache=True)[0]
+        assert len(steps) == 5
+        model.set_attn_implementation("eager")
+        assert_equal(actual, run_segments(model, ids, lengths, use_cache=True)[0])
+
+
 def test_the_short_way_is_taken_once_the_distances_are_known(steps):
     scores_of_tokens(tiny_model(), random_ids(2, 9))
     assert len(steps) == 6

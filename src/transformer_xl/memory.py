@@ -105,7 +105,6 @@ class MemoryLayer(CacheLayerMixin):
         self.is_initialized = False
         self.distance: DistanceTerms | None = None
         self.keys = self.values = torch.empty(0, 0, 0, 0)
-        self._views = (self.keys,) * 4
         self._is_for_tokens = False  # the order of the values
         self._start = self._end = 0
 
@@ -184,17 +183,11 @@ class MemoryLayer(CacheLayerMixin):
         self._order_values(for_tokens=True)
         start, end = self._advance(1)
         n_seen = end - start if span is None else min(end - start, span)
-        keys, values = self._as_tokens_read()
-        keys.select(2, end - 1).view_as(key).copy_(key)
-        values.select(2, end - 1).view_as(value).copy_(value)
-        return keys.narrow(2, end - n_seen, n_seen), values.narrow(2, end - n_seen, n_seen)
-
-    def _as_tokens_read(self) -> tuple[Tensor, Tensor]:
-        """The buffers as `[B*N, H, slots]`, views that are made again only for other buffers."""
-        made_for = self._views[:2]
-        if made_for[0] is not self.keys or made_for[1] is not self.values:
-            self._views = (self.keys, self.values, self.keys.mT.flatten(0, 1), self.values.mT.flatten(0, 1))
-        return self._views[2:]
+        seen = []
+        for buffer, new in ((self.keys, key), (self.values, value)):
+            buffer.select(2, end - 1).copy_(new)
+            seen.append(buffer.mT.flatten(0, 1).narrow(2, end - n_seen, n_seen))
+        return seen[0], seen[1]
 
     def _order_values(self, *, for_tokens: bool) -> None:
         """Turn the values over where they do not lie as single tokens, or else segments, read them fastest."""
