@@ -52,7 +52,7 @@ bench: $(VENV)/.installed-dev
 
 # The tests of what depends on the release of transformers.
 OLDEST_TESTS = $(wildcard $(addprefix tests/test_,configuration.py memory.py modeling.py ecosystem*.py tokenization.py \
-	unhappy_inputs.py reference_examples.py generation.py cli_quickstart.py))
+	unhappy_inputs.py reference_examples.py generation.py sampling.py cli_quickstart.py))
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "transformer-xl needs Python 3.11 or newer as python3, or: make PYTHON=/path/to/python" >&2; exit 1; }
