@@ -226,30 +226,26 @@ def compare(workload: Workload, inputs: Inputs, *, rounds: int, n_threads: int, 
 
 def scaling_table(
     inputs: Inputs, *, rounds: int | None, n_threads: int, machine: dict[str, float]
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """How the time for a token grows, beside how the floor grows."""
-    entries = []
     for what, workloads in SCALING:
         for value, workload in workloads:
             entry = compare(workload, inputs, rounds=rounds or workload.rounds, n_threads=n_threads, machine=machine)
             n_tokens = tokens_of(workload)
-            entries.append(
-                {
-                    "what": what,
-                    "value": value,
-                    "ms_per_token": 1000 * entry["ours"] / n_tokens,
-                    "floor_ms_per_token": 1000 * entry["floor"] / n_tokens,
-                    "over_floor": entry["over_floor"],
-                    "peak_mib": entry["ours_peak_mib"],
-                }
-            )
-            print(f"{what} {value:,}: {entries[-1]['ms_per_token']:.4g} ms", flush=True)
-    return entries
+            yield {
+                "what": what,
+                "value": value,
+                "ms_per_token": 1000 * entry["ours"] / n_tokens,
+                "floor_ms_per_token": 1000 * entry["floor"] / n_tokens,
+                "over_floor": entry["over_floor"],
+                "peak_mib": entry["ours_peak_mib"],
+            }
 
 
 def _difference(workload: Workload, arrays: list[dict[str, np.ndarray]]) -> float | None:
-    """The largest difference of what the sides compute; infinite where they have not even the same shapes."""
-    if not arrays[0]:
+    """The largest difference of what the sides compute, infinite where they have not even the same shapes; None where
+    there is one side only, or nothing computed."""
+    if len(arrays) < 2 or not arrays[0]:
         return None
     if workload.task == "Read":  # two models: each side was compared with its own literal path
         return max(float(np.abs(array).max()) for side in arrays for array in side.values())
@@ -448,6 +444,7 @@ def main() -> None:
             started = time.perf_counter()
             entry = compare(workload, inputs, rounds=rounds, n_threads=arguments.threads, machine=results["machine"])
             results["workloads"].append(entry)
+            write(results, arguments.results)  # now: a run takes an hour, and may be ended early
             print(
                 f"{workload.name}: {entry['ours']:.4g} {workload.unit}, peer {_number(entry['peer'])}, "
                 f"ratio {_number(entry['ratio'])}, over the floor {_number(entry['over_floor'])}, "
@@ -457,10 +454,13 @@ def main() -> None:
             )
         if "scaling" in arguments.workload:
             measure = {"rounds": 1 if arguments.quick else arguments.rounds, "machine": results["machine"]}
-            results["scaling"] = scaling_table(inputs, n_threads=arguments.threads, **measure)
+            results["scaling"] = []
+            for entry in scaling_table(inputs, n_threads=arguments.threads, **measure):
+                results["scaling"].append(entry)
+                write(results, arguments.results)
+                print(f"{entry['what']} {entry['value']:,}: {entry['ms_per_token']:.4g} ms", flush=True)
     finally:
         shutil.rmtree(folder)
-    write(results, arguments.results)
     print(markdown(results))
 
 
