@@ -22,7 +22,7 @@ from .layers import Attention, FeedForward, Shared, TransfoXLLayer
 from .memory import MemoryLayer
 
 Map = Callable[[Tensor], Tensor]
-FEWEST_ROWS, MOST_ROWS = 10, 48  # of states that are multiplied faster from the right, in half of the time at best
+FEWEST_ROWS, MOST_ROWS = 10, 48  # of states x, where W x is faster than x W: half of the time at best
 
 
 class _Layer(NamedTuple):
@@ -153,8 +153,10 @@ def linear_of_rows(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def _norm_of(norm: nn.LayerNorm) -> Map:
-    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
-    return lambda states: torch.layer_norm(states, shape, weight, bias, eps)
+    def normalise(states: Tensor) -> Tensor:
+        return torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+    return normalise
 
 
 __all__ = ["TokenStep", "linear_of_rows"]

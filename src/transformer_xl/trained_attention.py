@@ -31,28 +31,38 @@ def attention_with_gradients(
 ) -> Tensor:
     """`eager_attention`, whose arguments these are, without attention weights: `[B, N, Q, H]`."""
     terms = (None, None, None) if distance is None else distance
-    attended: Tensor = _Attention.apply(q, k, v, content_bias, *terms, visible, dropout)
+    attended: Tensor = _Attention.apply(visible, dropout, *_Inputs(q, k, v, content_bias, *terms))
     return attended
+
+
+class _Inputs(NamedTuple):
+    """The tensors of a call, in the order in which autograd is given them: what `attention_with_gradients` takes."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    content_bias: Tensor | None
+    distance_keys: Tensor | None
+    query_bias: Tensor | None
+    score_bias: Tensor | None
+
+    def weights(self, dropout: float, seed: int) -> "_Weights":
+        """The call's attention weights, which depend on all of these but `v`."""
+        distance = None
+        if self.distance_keys is not None:
+            distance = DistanceTerms(self.distance_keys, self.query_bias, self.score_bias)
+        queries = BlockQueries(self.q, self.content_bias, distance)
+        return _Weights(queries, self.k, self.content_bias is not None, dropout, seed)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        content_bias: Tensor | None,
-        distance_keys: Tensor | None,
-        query_bias: Tensor | None,
-        score_bias: Tensor | None,
-        visible: VisibleKeys,
-        dropout: float,
-    ) -> Tensor:
+    def forward(ctx: Any, visible: VisibleKeys, dropout: float, *tensors: Tensor | None) -> Tensor:
+        inputs = _Inputs(*tensors)  # type: ignore[arg-type]  # autograd hands them over one by one
+        q, k, v = (states.contiguous() for states in inputs[:3])  # not parts of a wider tensor, which would live on
+        inputs = inputs._replace(q=q, k=k, v=v)
+        weights = inputs.weights(dropout, seed=new_seed() if dropout else 0)
         n_batch, n_heads, q_len, size = q.shape
-        q, k, v = (states.contiguous() for states in (q, k, v))  # not parts of a wider tensor, which would live on
-        saved = (q, k, v, content_bias, distance_keys, query_bias, score_bias)
-        weights = _weights_of(*saved, dropout=dropout, seed=new_seed() if dropout else 0)
         output = q.new_empty(n_batch, q_len, n_heads, size)  # as the next product reads it
         by_head = output.transpose(1, 2)
         for number, block in enumerate(blocks(visible, n_batch, n_heads)):
@@ -62,38 +72,22 @@ class _Attention(torch.autograd.Function):
             attended = torch.bmm(exponents, v[block.of_keys].flatten(0, 1)).div_(sums)
             place = by_head[block.of_queries]
             place.copy_(attended.view_as(place))
-        ctx.save_for_backward(*saved, output)
+        ctx.save_for_backward(*inputs, output)
         ctx.visible, ctx.dropout, ctx.seed = visible, dropout, weights.seed
         return by_head
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, output = ctx.saved_tensors
-        gradients = _Gradients(_weights_of(*saved, dropout=ctx.dropout, seed=ctx.seed), v=saved[2])
+        *tensors, output = ctx.saved_tensors
+        inputs = _Inputs(*tensors)
+        gradients = _Gradients(inputs.weights(ctx.dropout, ctx.seed), inputs.v)
         # The mean of a query's gradients of weights, under the weights.
         mean = (grad.transpose(1, 2) * output).sum(-1, keepdim=True).transpose(1, 2)
         grad = grad.contiguous()
         for number, block in enumerate(blocks(ctx.visible, *grad.shape[:2])):
             gradients.add(number, block, grad[block.of_queries].flatten(0, 1), mean[block.of_queries].flatten(0, 1))
-        return (*gradients.of_inputs(), None, None)
-
-
-def _weights_of(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    content_bias: Tensor | None,
-    distance_keys: Tensor | None,
-    query_bias: Tensor | None,
-    score_bias: Tensor | None,
-    *,
-    dropout: float,
-    seed: int,
-) -> "_Weights":
-    """From what both passes have: the tensors that are saved, all of which but `v` the weights depend on."""
-    distance = None if distance_keys is None else DistanceTerms(distance_keys, query_bias, score_bias)
-    return _Weights(BlockQueries(q, content_bias, distance), k, content_bias is not None, dropout, seed)
+        return (None, None, *gradients.of_inputs())
 
 
 class _Weights(NamedTuple):
@@ -183,7 +177,7 @@ class _Gradients:
             self.of_score_bias[block.heads, -near.keys.shape[1] :] += of_near.sum(1) * self.queries.scale
 
     def of_inputs(self) -> tuple[Tensor | None, ...]:
-        """Gradients of q, k and v, `[B, N, ...]`, of the content bias, and of the terms of the distance."""
+        """Gradients of `_Inputs`, in its order."""
         of_content = self.content.mul_(self.queries.scale)
         of_content_bias = of_content.sum((0, 2)) if self.weights.has_content_bias else None
         if self.distance is None:
