@@ -13,6 +13,7 @@ from models import assert_equal
 from transformer_xl import blocked_attention, trained_attention
 from transformer_xl.attention import (
     DistanceTerms,
+    Segments,
     VisibleKeys,
     eager_attention,
     key_distances,
@@ -122,6 +123,46 @@ def test_blocks_of_any_length_and_layout_equal_the_literal_formula(
         k, v = (states.mT.contiguous().mT for states in (k, v))
     assert_equal(attend_in_blocks(q, k, v, **terms), expected)
     assert_close(attend_in_blocks(*in_single((q, k, v)), **in_single(terms)), expected.float())
+
+
+SEGMENTED = [
+    (7, 6, None, Segments(3, 6)),
+    (8, 0, None, Segments(4, 2)),
+    (5, 4, 3, Segments(2, 4)),
+    (9, 3, None, Segments(2, 5)),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("q_len", "memory_len", "span", "segments"), SEGMENTED)
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 2, 2), (2, 3, 3)])
+@pytest.mark.parametrize("has_hidden", [True, False])
+def test_segments_of_one_call_equal_calls_for_each(
+    kind, q_len, memory_len, span, segments, size, has_hidden, monkeypatch
+):
+    """All implementations, with gradients; the calls are the literal formula's."""
+    monkeypatch.setattr(blocked_attention, "block_size", lambda *_: size)
+    q, k, v, content_bias, distance = random_case(q_len, memory_len, kind=kind)
+    leaves = [x for x in (q, k, v, content_bias, *(distance or ())) if x is not None]
+    n_hidden = torch.tensor([0, min(2, memory_len)]) if has_hidden else None
+    rows = []
+    for start in range(0, q_len, segments.length):
+        end, first = min(start + segments.length, q_len), max(memory_len + start - segments.mem_len, 0)
+        seen, hidden = slice(first, memory_len + end), None if n_hidden is None else (n_hidden - first).clamp(min=0)
+        visible = VisibleKeys(end - start, memory_len + start - first, span=span, n_hidden=hidden, device=CPU)
+        terms = {"content_bias": content_bias, "distance": distance, "visible": visible}
+        rows.append(eager_attention(q[:, :, start:end], k[:, :, seen], v[:, :, seen], **terms)[0])
+    expected = torch.cat(rows, dim=2)
+    weight = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
+    gradients = torch.autograd.grad((expected * weight).sum(), leaves)
+    visible = VisibleKeys(q_len, memory_len, span=span, n_hidden=n_hidden, segments=segments, device=CPU)
+    terms = {"content_bias": content_bias, "distance": distance, "visible": visible}
+    for attend in (eager_attention, sdpa_attention, fused_attention):
+        actual, _ = attend(q, k, v, **terms)
+        assert_equal(actual, expected)
+        assert_equal(torch.autograd.grad((actual * weight).sum(), leaves), gradients)
+    with torch.no_grad():
+        assert_equal(attend_in_blocks(q, k, v, **terms), expected)
 
 
 def in_single(value):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import FIXTURES, assert_equal, random_ids, tiny_model
-from transformer_xl import TransfoXLLMHeadModel
+from transformer_xl import TransfoXLLMHeadModel, evaluation
 from transformer_xl.evaluation import Evaluation, context_lengths, evaluate, start_reading
 
 TEXT = random_ids(38)
@@ -228,7 +228,24 @@ def test_the_model_keeps_its_mode_and_gets_no_gradients():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_progress_counts_every_token():
+@pytest.mark.parametrize("changes", [{"same_length": False}, {"same_length": True}, {"attn_type": 1}, {"mem_len": 0}])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_segments_that_are_read_at_once_count_as_if_read_one_by_one(changes, batch_size, monkeypatch):
+    model, lengths = tiny_model(**changes), []
+    model.register_forward_pre_hook(lambda *call: lengths.append(call[1][0].shape[1]))
+    results = {}
+    for at_once in (1, 30):
+        monkeypatch.setattr(evaluation, "TOKENS_AT_ONCE", at_once)
+        results[at_once] = evaluate(model, TEXT, tgt_len=4, batch_size=batch_size)
+    one_by_one, several = results.values()
+    assert several.loss_nats == pytest.approx(one_by_one.loss_nats, abs=1e-10)
+    assert several.loss_by_position == pytest.approx(one_by_one.loss_by_position, abs=1e-10)
+    assert (several.n_tokens, several.n_cold_starts) == (one_by_one.n_tokens, one_by_one.n_cold_starts)
+    assert max(lengths) == (4 if changes == {"mem_len": 0} else 28 if batch_size == 1 else 8)
+
+
+def test_progress_counts_every_token(monkeypatch):
+    monkeypatch.setattr(evaluation, "TOKENS_AT_ONCE", 12)
     counts = []
     evaluate(tiny_model(), TEXT, batch_size=3, tgt_len=4, on_progress=counts.append)
     assert sum(counts) == 37

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from models import assert_equal, random_ids, run_segments, tiny_config, tiny_model
+from models import assert_equal, random_ids, run_segments, settings_of_models, tiny_config, tiny_model
 from transformer_xl import TransfoXLCache, reset_mems
 from transformer_xl.memory import MemoryLayer
 from transformer_xl.padding import RowAlignment
@@ -190,6 +192,54 @@ def test_starting_from_zeros_projects_one_slot_not_mem_len():
     attention.project_memory = lambda hidden: rows.append(hidden.shape[1]) or project(hidden)
     model(random_ids(2, 3), use_cache=True)
     assert rows == [1]
+
+
+@given(settings=settings_of_models(), data=st.data())
+@torch.no_grad()
+def test_a_call_of_several_segments_gives_the_numbers_of_a_call_for_each(settings, data):
+    """From a cold or warm start, by the literal path and the fast one, with a row that has begun anew."""
+    length, n_segments = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4))
+    warm, implementation = data.draw(st.sampled_from([0, 1, length])), data.draw(st.sampled_from(["eager", "sdpa"]))
+    forgotten = data.draw(st.sampled_from([None, torch.tensor([False, True]), torch.tensor([True, True])]))
+    model = tiny_model(**settings)
+    model.set_attn_implementation(implementation)
+    ids = random_ids(2, length * n_segments + data.draw(st.integers(0, 2)))
+    caches = [TransfoXLCache(model.config), TransfoXLCache(model.config, segment_len=length, n_segments=n_segments)]
+    for cache in caches:
+        if warm:
+            model(random_ids(2, warm, seed=2), past_key_values=cache)
+        if forgotten is not None:
+            cache.reset_rows(forgotten)
+    expected = torch.cat([model(part, past_key_values=caches[0]).logits for part in ids.split(length, 1)], dim=1)
+    assert_equal(model(ids, past_key_values=caches[1]).logits, expected)
+    following = [model(ids[:, :1], past_key_values=cache).logits for cache in caches]
+    assert_equal(following[1], following[0])
+
+
+@pytest.mark.parametrize("same_length", [False, True])
+@torch.no_grad()
+def test_calls_of_the_length_that_was_named_move_the_memory_in_place(same_length):
+    model = tiny_model(mem_len=6, same_length=same_length)
+    cache = TransfoXLCache(model.config, segment_len=10, n_segments=3)
+    pointers = set()
+    for seed in range(5):
+        model(random_ids(2, 30, seed=seed), past_key_values=cache)
+        pointers.add(cache.layers[0].keys.data_ptr())
+    assert len(pointers) == 1
+
+
+def test_several_segments_of_a_padded_batch_are_refused():
+    model = tiny_model()
+    cache = TransfoXLCache(model.config, segment_len=3)
+    padded = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    with pytest.raises(ValueError, match="has 4 tokens but must have at most segment_len=3 in a padded batch"):
+        model(random_ids(2, 4), attention_mask=padded, past_key_values=cache)
+
+
+@pytest.mark.parametrize("name", ["segment_len", "n_segments"])
+def test_segments_of_no_length_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1."):
+        TransfoXLCache(tiny_config(), **{name: 0})
 
 
 def test_a_cache_needs_memory_to_keep():

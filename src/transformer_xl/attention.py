@@ -80,8 +80,26 @@ def sinusoid(positions: Tensor, d_model: int, *, dtype: torch.dtype) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
 
 
+class Segments(NamedTuple):
+    """How a call that computes several segments at once is cut.
+
+    Attributes:
+        length: queries of a segment; the last one may have fewer.
+        mem_len: keys before a segment's first query that its queries may see.
+    """
+
+    length: int
+    mem_len: int
+
+
 def visible_keys(
-    q_len: int, memory_len: int, *, span: int | None, n_hidden: Tensor | None = None, device: torch.device
+    q_len: int,
+    memory_len: int,
+    *,
+    span: int | None,
+    n_hidden: Tensor | None = None,
+    segments: Segments | None = None,
+    device: torch.device,
 ) -> Tensor:
     """Which keys each query may see.
 
@@ -89,6 +107,7 @@ def visible_keys(
         q_len: Q. memory_len: M.
         span: number of keys a query sees at most, itself included; None for all up to itself.
         n_hidden: for each row, how many of the first keys hold nothing, `[B]`; None for none.
+        segments: how the queries are cut; None for one segment, which sees all of the memory.
 
     Returns:
         Bool, `[1, 1, Q, K]` or with `n_hidden` `[B, 1, Q, K]`; True where the query may look. Each query sees itself.
@@ -98,6 +117,10 @@ def visible_keys(
     visible = distance >= 0
     if span is not None:
         visible = visible & (distance < span)
+    if segments is not None:
+        queries = torch.arange(q_len, device=device)
+        first_of_segment = memory_len + queries - queries % segments.length
+        visible = visible & (keys >= (first_of_segment - segments.mem_len)[:, None])
     if n_hidden is None:
         return visible[None, None]
     holds_something = keys >= n_hidden[:, None, None]
@@ -111,15 +134,24 @@ class VisibleKeys:
         q_len: Q. memory_len: M.
         span: number of keys a query sees at most, itself included; None for all up to itself.
         n_hidden: for each row, how many of the first keys hold nothing, `[B]`; None for none.
+        segments: how the queries are cut; None for one segment, which sees all of the memory.
     """
 
     def __init__(
-        self, q_len: int, memory_len: int, *, span: int | None, n_hidden: Tensor | None = None, device: torch.device
+        self,
+        q_len: int,
+        memory_len: int,
+        *,
+        span: int | None,
+        n_hidden: Tensor | None = None,
+        segments: Segments | None = None,
+        device: torch.device,
     ) -> None:
         self.q_len = q_len
         self.memory_len = memory_len
         self.span = span
         self.n_hidden = n_hidden
+        self.segments = segments
         self._device = device
         self._mask: Tensor | None = None
 
@@ -128,14 +160,22 @@ class VisibleKeys:
         """Bool, `[1, 1, Q, K]` or with `n_hidden` `[B, 1, Q, K]`; True where it may look (see `visible_keys`)."""
         if self._mask is None:
             self._mask = visible_keys(
-                self.q_len, self.memory_len, span=self.span, n_hidden=self.n_hidden, device=self._device
+                self.q_len,
+                self.memory_len,
+                span=self.span,
+                n_hidden=self.n_hidden,
+                segments=self.segments,
+                device=self._device,
             )
         return self._mask
 
     def of_block(self, rows: slice, queries: slice) -> tuple[slice, "VisibleKeys"]:
-        """The keys that some queries of some rows may see, and what of them each one sees."""
+        """The keys that some queries of some rows, all of one segment, may see, and what of them each one sees."""
         start, end = queries.start, queries.stop
         first = 0 if self.span is None else max(0, self.memory_len + start - self.span + 1)
+        if self.segments is not None:
+            first_of_segment = self.memory_len + start - start % self.segments.length
+            first = max(first, first_of_segment - self.segments.mem_len)
         n_hidden = None if self.n_hidden is None else (self.n_hidden[rows] - first).clamp(min=0)
         visible = VisibleKeys(
             end - start, self.memory_len + start - first, span=self.span, n_hidden=n_hidden, device=self._device
@@ -232,6 +272,7 @@ def _with_bias(q: Tensor, bias: Tensor | None) -> Tensor:
 
 __all__ = [
     "DistanceTerms",
+    "Segments",
     "VisibleKeys",
     "eager_attention",
     "key_distances",

@@ -10,7 +10,7 @@ a block.
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -46,12 +46,16 @@ class Block(NamedTuple):
 
 
 def blocks(visible: VisibleKeys, n_batch: int, n_heads: int) -> Iterator[Block]:
-    """The blocks of a call."""
-    size = block_size(n_batch, n_heads, visible.q_len, visible.q_len + visible.memory_len)
-    for queries in _parts(visible.q_len, size[2]):
-        for rows in _parts(n_batch, size[0]):
+    """The blocks of a call; none has queries of two segments."""
+    q_len, k_len = visible.q_len, visible.q_len + visible.memory_len
+    if visible.segments is not None:
+        q_len, k_len = visible.segments.length, visible.segments.mem_len + visible.segments.length
+    size = block_size(n_batch, n_heads, q_len, k_len)
+    ends = [min(start + q_len, visible.q_len) for start in range(0, visible.q_len, q_len)]
+    for queries in chain.from_iterable(_parts(start, end, size[2]) for start, end in pairwise([0, *ends])):
+        for rows in _parts(0, n_batch, size[0]):
             keys, seen = visible.of_block(rows, queries)
-            for heads in _parts(n_heads, size[1]):
+            for heads in _parts(0, n_heads, size[1]):
                 yield Block(rows, heads, queries, keys, seen)
 
 
@@ -63,10 +67,10 @@ def block_size(n_batch: int, n_heads: int, q_len: int, k_len: int) -> tuple[int,
     return min(max(n_matrices // n_heads, 1), n_batch), min(n_matrices, n_heads), n_queries
 
 
-def _parts(length: int, at_most: int) -> list[slice]:
-    """`length` in as few parts of nearly equal size as will do."""
-    n_parts = -(-length // at_most)
-    edges = [length * i // n_parts for i in range(n_parts + 1)]
+def _parts(start: int, end: int, at_most: int) -> list[slice]:
+    """The places from `start` to `end` in as few parts of nearly equal size as will do."""
+    n_parts = -(-(end - start) // at_most)
+    edges = [start + (end - start) * i // n_parts for i in range(n_parts + 1)]
     return [slice(start, end) for start, end in pairwise(edges)]
 
 

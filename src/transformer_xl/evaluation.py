@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 WINDOWS_AT_ONCE = 32  # unless asked otherwise
+TOKENS_AT_ONCE = 512  # in a call, of all rows: products with fewer rows leave a processor waiting for their weights
 ReadSegment = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Takes inputs and targets, `[B, Q]` each, and gives the targets' losses in nats, `[B, Q]`, 0 where ignored.
 
@@ -122,16 +123,18 @@ def evaluate(
                 model, tgt_len=tgt_len, ext_len=ext_len, temperature=temperature, sliding_window=sliding_window
             )
             segment_len = batch_size if sliding_window else model.config.tgt_len if tgt_len is None else tgt_len
+            n_at_once = 1 if sliding_window else segments_at_once(model, segment_len, batch_size)
             share = {}
             if accelerator is not None:
                 share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
             if sentences is None:
-                segments = _of_running_text(tokens, 1 if sliding_window else batch_size, segment_len, **share)
+                n_parts = 1 if sliding_window else batch_size
+                segments = _of_running_text(tokens, n_parts, segment_len * n_at_once, **share)
             else:
                 _check_sentences(model, ext_len, sliding_window)
                 segments = _of_sentences(tokens, sentences, batch_size, segment_len, **share)
             keeps_context = sliding_window or model.config.mem_len > 0 or extension_len(model, ext_len) > 0
-            sums, counts, n_cold_starts = _sums_by_position(read, segments, keeps_context, on_progress)
+            sums, counts, n_cold_starts = _sums_by_position(read, segments, segment_len, keeps_context, on_progress)
             if accelerator is not None and accelerator.num_processes > 1:
                 sums, counts, n_cold_starts = _added_up(sums, counts, n_cold_starts, accelerator)
     finally:
@@ -170,10 +173,14 @@ def _check_sentences(model: TransfoXLLMHeadModel, ext_len: int | None, sliding_w
 def _sums_by_position(
     read: ReadSegment,
     segments: _Segments,
+    segment_len: int,
     keeps_context: bool,
     on_progress: Callable[[int], object] | None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Losses added up, and how many, at each place of a segment, `[Q]` in float64; and how many rows began anew."""
+    """Losses added up, and how many, at each place of a segment, `[Q]` in float64; and how many rows began anew.
+
+    What is read at once may be several segments.
+    """
     sums = counts = torch.zeros(0, dtype=torch.float64)
     n_cold_starts = 0
     for inputs, targets, begins in segments:
@@ -183,11 +190,11 @@ def _sums_by_position(
             is_cold &= False if begins is None else begins
         n_cold_starts += int(is_cold.sum())
         if len(sums) == 0:  # the first segment is the longest
-            sums, counts = (torch.zeros(inputs.shape[1], dtype=torch.float64) for _ in range(2))
+            sums, counts = (torch.zeros(min(inputs.shape[1], segment_len), dtype=torch.float64) for _ in range(2))
         losses = read(inputs, targets, begins)
-        length = inputs.shape[1]
-        sums[:length] += losses.sum(0).double().cpu()
-        counts[:length] += is_target.sum(0)
+        position = torch.arange(inputs.shape[1]) % segment_len
+        sums.index_add_(0, position, losses.sum(0).double().cpu())
+        counts.index_add_(0, position, is_target.sum(0).double())
         if on_progress is not None:
             on_progress(int(is_target.sum()))
     return sums, counts, n_cold_starts
@@ -246,8 +253,8 @@ def start_reading(
 
     Args:
         model: in evaluation mode.
-        tgt_len, ext_len, temperature, sliding_window: as for `evaluate`. Segments may have any length up to `tgt_len`,
-            with `sliding_window` any length at all.
+        tgt_len, ext_len, temperature, sliding_window: as for `evaluate`. What is read in a call may have any length up
+            to `tgt_len` times `segments_at_once`, with `sliding_window` any length at all.
 
     Raises:
         ValueError: a setting is impossible for this model.
@@ -259,7 +266,7 @@ def start_reading(
         raise ValueError(f"temperature={temperature} must be positive and finite: 1 leaves the model as it is.")
     mem_len = model.config.mem_len
     if not sliding_window:
-        return _read_segments(model, temperature, extension_len(model, ext_len))
+        return _read_segments(model, tgt_len, temperature, extension_len(model, ext_len))
     if mem_len or ext_len:
         name = f"mem_len={mem_len}" if mem_len else f"ext_len={ext_len}"
         raise ValueError(
@@ -267,6 +274,11 @@ def start_reading(
             "leave sliding_window out."
         )
     return _read_windows(model, temperature, tgt_len)
+
+
+def segments_at_once(model: TransfoXLLMHeadModel, tgt_len: int, batch_size: int) -> int:
+    """How many segments of a running text are best read in one call, with the losses of one call for each."""
+    return 1 if model.config.mem_len == 0 else max(TOKENS_AT_ONCE // (batch_size * tgt_len), 1)
 
 
 def extension_len(model: TransfoXLLMHeadModel, ext_len: int | None) -> int:
@@ -283,7 +295,7 @@ def extension_len(model: TransfoXLLMHeadModel, ext_len: int | None) -> int:
     return ext_len
 
 
-def _read_segments(model: TransfoXLLMHeadModel, temperature: float, ext_len: int) -> ReadSegment:
+def _read_segments(model: TransfoXLLMHeadModel, tgt_len: int, temperature: float, ext_len: int) -> ReadSegment:
     """Segments with memory; without any (`mem_len=0`) each stands alone, but for the `ext_len` tokens before it."""
     cache: TransfoXLCache | None = None
     past: Tensor | None = None
@@ -299,15 +311,15 @@ def _read_segments(model: TransfoXLLMHeadModel, temperature: float, ext_len: int
             targets = F.pad(targets, (inputs.shape[1] - n_new, 0), value=IGNORED)
         if cache is not None and begins is not None:
             cache.reset_rows(begins)
+        if cache is None and model.config.mem_len:
+            cache = TransfoXLCache(model.config, segment_len=tgt_len, n_segments=-(-n_new // tgt_len))
         targets = targets.to(model.device)
         output = model(
             inputs.to(model.device),
             shift_labels=targets,
             skip_logits=temperature == 1,
-            use_cache=model.config.mem_len > 0,
             past_key_values=cache,
         )
-        cache = output.past_key_values
         losses: Tensor = output.losses
         if temperature != 1:
             losses = _tempered(output.logits, targets, temperature)
@@ -359,5 +371,6 @@ __all__ = [
     "context_lengths",
     "evaluate",
     "extension_len",
+    "segments_at_once",
     "start_reading",
 ]

@@ -84,8 +84,13 @@ class MemoryLayer(CacheLayerMixin):
 
     They lie in buffers with some free slots at the end. New positions are written there; when they are full, the last
     `mem_len` move to the front. With a quarter of `mem_len` free, a token costs about four slots moved, whatever the
-    memory's length. Which numbers lie side by side is what the products ask for (docs/performance.md): all slots of a
-    feature for keys, all features of a slot for values, but for values that are read by single tokens as for keys.
+    memory's length; calls of a known length find room for two of them. Which numbers lie side by side is what the
+    products ask for (docs/performance.md): all slots of a feature for keys, all features of a slot for values, but for
+    values that are read by single tokens as for keys.
+
+    Args:
+        mem_len: M at most.
+        call_len: the length that most calls will have; 0 if nobody knows.
 
     Attributes:
         keys: the buffer, `[B, N, slots, H]`.
@@ -95,9 +100,10 @@ class MemoryLayer(CacheLayerMixin):
 
     is_sliding = True
 
-    def __init__(self, mem_len: int) -> None:
+    def __init__(self, mem_len: int, *, call_len: int = 0) -> None:
         super().__init__()
         self.mem_len = mem_len
+        self._n_free = max(mem_len // 4, 16, 2 * call_len)
         self.reset()
 
     def reset(self) -> None:
@@ -111,7 +117,7 @@ class MemoryLayer(CacheLayerMixin):
     def start(self, empty_key: Tensor, empty_value: Tensor, *, batch_size: int, length: int) -> None:
         """Begin with `length` slots that hold `empty_key` and `empty_value`, `[N, H]` each."""
         self._empty = (empty_key, empty_value)
-        capacity = self.mem_len + max(self.mem_len // 4, 16)
+        capacity = self.mem_len + self._n_free
         self.keys = empty_key[None, :, :, None].repeat(batch_size, 1, 1, capacity).mT
         self.values = empty_value[None, :, None].repeat(batch_size, 1, capacity, 1)
         self._is_for_tokens = False
@@ -259,18 +265,27 @@ class TransfoXLCache(Cache):
 
     Args:
         config: the model's.
+        segment_len: a call of more tokens gives the numbers of several calls of so many, in one computation: in each
+            layer the memory of a segment is what the layer below gave of the segments before, which are there. None for
+            calls that are one segment each, however long.
+        n_segments: how many of them a call will have; there is room for so many.
 
     Raises:
-        ValueError: `config.mem_len` is 0: there is nothing to keep.
+        ValueError: `config.mem_len` is 0: there is nothing to keep; `segment_len` or `n_segments` is not positive.
     """
 
-    def __init__(self, config: TransfoXLConfig) -> None:
+    def __init__(self, config: TransfoXLConfig, *, segment_len: int | None = None, n_segments: int = 1) -> None:
         if config.mem_len == 0:
             raise ValueError(
                 "mem_len=0 must be positive for a TransfoXLCache: without memory there is nothing to keep."
             )
-        super().__init__(layers=[MemoryLayer(config.mem_len) for _ in range(config.n_layer)])
+        for name, value in (("segment_len", segment_len), ("n_segments", n_segments)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        call_len = 0 if segment_len is None else segment_len * n_segments
+        super().__init__(layers=[MemoryLayer(config.mem_len, call_len=call_len) for _ in range(config.n_layer)])
         self.mem_len = config.mem_len
+        self.segment_len = segment_len
         self.reset()
 
     def reset(self) -> None:

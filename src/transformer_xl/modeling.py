@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from .adaptive import AdaptiveEmbedding, AdaptiveLogSoftmax
-from .attention import DistanceTerms, VisibleKeys, key_distances, n_distances, sinusoid
+from .attention import DistanceTerms, Segments, VisibleKeys, key_distances, n_distances, sinusoid
 from .cluster_losses import shared_by_two
 from .configuration import TransfoXLConfig
 from .dropout import Dropout
@@ -145,9 +145,13 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         n_hidden = self._hidden_slots(alignment, cache, past_mask, memory_len)
         if alignment is not None:
             hidden = alignment.align(hidden)
+        segments = self._segments(cache, alignment, q_len)
+        visible = VisibleKeys(
+            q_len, memory_len, span=self.config.span, n_hidden=n_hidden, segments=segments, device=hidden.device
+        )
         k_len = memory_len + q_len
         around = Surroundings(
-            VisibleKeys(q_len, memory_len, span=self.config.span, n_hidden=n_hidden, device=hidden.device),
+            visible,
             self._signal(k_len, cache, hidden),
             alignment,
             self._implementation(output_attentions),
@@ -332,6 +336,18 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         else:
             return n_hidden
         return unused if n_hidden is None else n_hidden + unused
+
+    def _segments(self, cache: TransfoXLCache | None, alignment: RowAlignment | None, q_len: int) -> Segments | None:
+        """How the call is cut in segments; None for one."""
+        if cache is None or cache.segment_len is None or q_len <= cache.segment_len:
+            return None
+        if alignment is not None:
+            raise ValueError(
+                f"the call has {q_len} tokens but must have at most segment_len={cache.segment_len} in a padded batch, "
+                "whose rows begin at different places: pass one segment at a time."
+            )
+        # With a fixed span a query sees the same keys however the text is cut.
+        return None if self.config.span is not None else Segments(cache.segment_len, self.config.mem_len)
 
     def _signal(self, k_len: int, cache: TransfoXLCache | None, hidden: Tensor) -> Tensor | None:
         """Position signal of the distances, `[R, D]`, with dropout; None if no layer will ask for it."""

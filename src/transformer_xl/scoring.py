@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
-from .evaluation import WINDOWS_AT_ONCE, start_reading
+from .evaluation import WINDOWS_AT_ONCE, segments_at_once, start_reading
 from .modeling import TransfoXLLMHeadModel
 from .reading import Piece, TextReader, Token
 
@@ -168,7 +168,9 @@ def _losses(
         sliding_window=options.sliding_window,
     )
     segment_len = model.config.tgt_len if options.tgt_len is None else options.tgt_len
-    n_at_once = WINDOWS_AT_ONCE if options.sliding_window else segment_len
+    n_at_once = segment_len * segments_at_once(model, segment_len, batch_size=1)
+    if options.sliding_window:
+        n_at_once = WINDOWS_AT_ONCE
     last_id = eos_id
     if last_id is None:
         first, word = next(words)
