@@ -2,13 +2,15 @@
 
 Plain autograd gives each range of a table a gradient of the whole table's size, fills it with zeros, and adds them up:
 for 267,735 words in 4 clusters that is most of a training step. Here all ranges write into one gradient, a slice of
-words at a time, and of the log-probabilities nothing is copied. Where the table is also that of the embedding, the
+words at a time; of the log-probabilities nothing is copied, and those of a range are let go before the next range's
+gradients need room. Where the table is also that of the embedding, the
 embedding's gradient, a few rows, is added to the one that is there (`shared_by_two`).
 
 Shapes: T positions of a range, E width of the table, W words of a range, V rows of the table, C tail clusters.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +56,24 @@ def range_losses(
     return losses
 
 
+class _Rows(NamedTuple):
+    """Output embeddings and biases, or their gradients: what `range_losses` takes first."""
+
+    table: Tensor
+    bias: Tensor
+    extra_rows: Tensor | None
+    extra_bias: Tensor | None
+
+    def of_range(self, ranges: Sequence[WordRange], i: int) -> list[tuple[Tensor, Tensor]]:
+        """Rows and biases of the words of range i, in order: views of the table, then for the first the extra ones."""
+        words = slice(ranges[i].low, ranges[i].high)
+        pieces = [(self.table[words], self.bias[words])]
+        if i == 0 and self.extra_rows is not None:
+            assert self.extra_bias is not None
+            pieces.append((self.extra_rows, self.extra_bias))
+        return pieces
+
+
 class _RangeLosses(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -65,60 +85,66 @@ class _RangeLosses(torch.autograd.Function):
         ranges: Sequence[WordRange],
         *hidden: Tensor,
     ) -> tuple[Tensor, ...]:
-        log_probs = []
-        for i, (part, states) in enumerate(zip(ranges, hidden, strict=True)):
-            n_words = part.high - part.low
-            n_extra = 0 if extra_rows is None or i else len(extra_rows)
-            logits = states.new_empty(len(states), n_words + n_extra)
-            torch.addmm(bias[part.low : part.high], states, table[part.low : part.high].T, out=logits[:, :n_words])
-            if n_extra:
-                assert extra_rows is not None
-                assert extra_bias is not None
-                torch.addmm(extra_bias, states, extra_rows.T, out=logits[:, n_words:])
-            log_probs.append(torch.log_softmax(logits, -1, out=logits))
-        targets = [part.targets for part in ranges]
-        ctx.save_for_backward(table, extra_rows, *hidden, *log_probs, *targets)
-        ctx.bounds = [(part.low, part.high) for part in ranges]
+        rows = _Rows(table, bias, extra_rows, extra_bias)
+        ctx.log_probs = [_log_probs(rows.of_range(ranges, i), states) for i, states in enumerate(hidden)]
+        ctx.ranges = ranges
+        ctx.save_for_backward(*rows, *hidden)
         return tuple(
-            -scores.gather(1, target.clamp(min=0)[:, None])[:, 0] * (target != -100)
-            for scores, target in zip(log_probs, targets, strict=True)
+            -scores.gather(1, part.targets.clamp(min=0)[:, None])[:, 0] * (part.targets != -100)
+            for scores, part in zip(ctx.log_probs, ranges, strict=True)
         )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        table, extra_rows, *states = ctx.saved_tensors
-        n_ranges = len(ctx.bounds)
-        hidden, log_probs, targets = (states[i * n_ranges : (i + 1) * n_ranges] for i in range(3))
-        is_whole = sum(high - low for low, high in ctx.bounds) == len(table)
-        grad_table = torch.empty_like(table) if is_whole else torch.zeros_like(table)
-        grad_bias = table.new_zeros(len(table))
-        grad_extra = None if extra_rows is None else torch.empty_like(extra_rows)
-        grad_extra_bias = None if extra_rows is None else extra_rows.new_empty(len(extra_rows))
-        grad_hidden = []
-        for i, (low, high) in enumerate(ctx.bounds):
-            pieces = [(table[low:high], grad_table[low:high], grad_bias[low:high])]
-            if extra_rows is not None and i == 0:
-                assert grad_extra is not None
-                assert grad_extra_bias is not None
-                pieces.append((extra_rows, grad_extra, grad_extra_bias))
-            grad_hidden.append(_add_gradients(hidden[i], log_probs[i], targets[i], grads[i], pieces))
-        return (grad_table, grad_bias, grad_extra, grad_extra_bias, None, *grad_hidden)
+        rows, hidden = _Rows(*ctx.saved_tensors[:4]), ctx.saved_tensors[4:]
+        is_whole = sum(part.high - part.low for part in ctx.ranges) == len(rows.table)
+        of_rows = _Rows(
+            torch.empty_like(rows.table) if is_whole else torch.zeros_like(rows.table),
+            torch.zeros_like(rows.bias),
+            None if rows.extra_rows is None else torch.empty_like(rows.extra_rows),
+            None if rows.extra_bias is None else torch.empty_like(rows.extra_bias),
+        )
+        of_hidden = []
+        for i, (part, states) in enumerate(zip(ctx.ranges, hidden, strict=True)):
+            pieces = rows.of_range(ctx.ranges, i)
+            log_probs, ctx.log_probs[i] = ctx.log_probs[i], None
+            if log_probs is None:  # gradients are asked for again
+                log_probs = _log_probs(pieces, states)
+            of_pieces = of_rows.of_range(ctx.ranges, i)
+            of_hidden.append(_add_gradients(states, log_probs, part.targets, grads[i], pieces, of_pieces))
+            del log_probs  # before the next range's gradients need room
+        return (*of_rows, None, *of_hidden)
+
+
+def _log_probs(pieces: Sequence[tuple[Tensor, Tensor]], hidden: Tensor) -> Tensor:
+    """Log-probabilities of the words of a range, `[T, W]` (and C extra), whose rows and biases are given in order."""
+    ends = list(accumulate(len(rows) for rows, _ in pieces))
+    logits = hidden.new_empty(len(hidden), ends[-1])
+    for (rows, bias), end in zip(pieces, ends, strict=True):
+        torch.addmm(bias, hidden, rows.T, out=logits[:, end - len(rows) : end])
+    return torch.log_softmax(logits, -1, out=logits)
 
 
 def _add_gradients(
-    hidden: Tensor, log_probs: Tensor, targets: Tensor, grad: Tensor, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
+    hidden: Tensor,
+    log_probs: Tensor,
+    targets: Tensor,
+    grad: Tensor,
+    pieces: Sequence[tuple[Tensor, Tensor]],
+    of_pieces: Sequence[tuple[Tensor, Tensor]],
 ) -> Tensor:
     """Gradient of the states of a range, `[T, E]`; fills those of its rows and biases.
 
     Args:
         grad: of the losses, `[T]`.
-        pieces: rows, and room for their gradients and for those of their biases; the words of a range in order.
+        pieces: rows and biases of the words of a range, in order.
+        of_pieces: room for their gradients.
     """
     grad = (grad * (targets != -100))[:, None]
     grad_hidden = torch.zeros_like(hidden)
     first = 0
-    for rows, grad_rows, grad_bias in pieces:
+    for (rows, _), (grad_rows, grad_bias) in zip(pieces, of_pieces, strict=True):
         n_at_once = max(SLICE_NUMBERS // max(len(hidden), 1), 1)
         for start in range(0, len(rows), n_at_once):
             words = slice(start, min(start + n_at_once, len(rows)))
