@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from .attention import DistanceTerms, VisibleKeys
 from .configuration import TransfoXLConfig
-from .dropout import Dropout, relu_dropout
+from .dropout import Dropout
 from .implementations import ATTENTION_FUNCTIONS, is_eager_cpu
 from .memory import MemoryLayer
 from .padding import RowAlignment
+from .trained_feed_forward import feed_forward_with_gradients
 
 
 class Surroundings(NamedTuple):
@@ -171,17 +172,19 @@ class FeedForward(nn.Module):
         return normed
 
     def _core(self, hidden: Tensor) -> Tensor:
-        """What `CoreNet` gives; in training on a processor without a second wide tensor, if nobody looks at it."""
+        """What `CoreNet` gives; with gradients on a processor by less memory, if nobody looks at its parts."""
         inner, activation, drop, outer, last = self.CoreNet
-        is_plain = type(inner) is nn.Linear and type(activation) is nn.ReLU and isinstance(drop, Dropout)
-        is_watched = any(m._forward_hooks or m._forward_pre_hooks for m in (self.CoreNet, inner, activation, drop))
-        is_ours = is_eager_cpu(hidden) and torch.is_grad_enabled()
-        if not is_plain or is_watched or not is_ours or not drop.training or not 0 < cast(Dropout, drop).p < 1:
-            output: Tensor = self.CoreNet(hidden)
-            return output
-        rows = inner(hidden.flatten(0, -2))  # no view of another tensor, which autograd would copy when it is changed
-        dropped: Tensor = last(outer(relu_dropout(rows, cast(Dropout, drop).p)).view_as(hidden))
-        return dropped
+        kinds = ((inner, nn.Linear), (activation, nn.ReLU), (drop, Dropout), (outer, nn.Linear))
+        watched = (self.CoreNet, *(module for module, _ in kinds))
+        is_plain = all(type(module) is kind for module, kind in kinds)
+        is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in watched)
+        if is_plain and not is_watched and torch.is_grad_enabled() and is_eager_cpu(hidden):
+            rate = cast(Dropout, drop).p if drop.training else 0.0
+            weights = [cast(Tensor, tensor) for linear in (inner, outer) for tensor in (linear.weight, linear.bias)]
+            if rate < 1 and all(type(weight) is nn.Parameter for weight in weights):  # not quantised, not dealt out
+                rows = feed_forward_with_gradients(hidden.flatten(0, -2), *weights, dropout=rate)
+                return cast(Tensor, last(rows.view_as(hidden)))
+        return cast(Tensor, self.CoreNet(hidden))
 
 
 class TransfoXLLayer(nn.Module):
