@@ -165,6 +165,24 @@ def test_segments_of_one_call_equal_calls_for_each(
         assert_equal(attend_in_blocks(q, k, v, **terms), expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("q_len", "memory_len", "span"), LENGTHS)
+def test_nothing_depends_on_what_fresh_memory_held(kind, q_len, memory_len, span):
+    """In torch's deterministic mode that is NaN."""
+    q, k, v, content_bias, distance = random_case(q_len, memory_len, kind=kind)
+    visible = VisibleKeys(q_len, memory_len, span=span, device=CPU)
+    terms = {"content_bias": content_bias, "distance": distance, "visible": visible}
+    torch.use_deterministic_algorithms(True)
+    try:
+        attended, _ = fused_attention(q, k, v, **terms)
+        gradients = torch.autograd.grad(attended.square().sum(), [q, k, v])
+        with torch.no_grad():
+            without_gradients = attend_in_blocks(q, k, v, **terms)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(states.isfinite().all() for states in (attended, without_gradients, *gradients))
+
+
 def in_single(value):
     """The same in float32."""
     if isinstance(value, dict):
@@ -275,13 +293,16 @@ def test_gradients_with_dropout_equal_those_of_the_formula_with_the_same_mask(ki
 
 
 @pytest.mark.parametrize("shift", [0.0, 59.0, -59.0, 61.0, -300.0, 1e4])
+@pytest.mark.parametrize("spread", [1.0, 40.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_exponentials_are_a_softmax_wherever_the_scores_lie(shift, dtype):
-    scores = torch.randn(6, 2000, generator=torch.Generator().manual_seed(0)).add(shift).to(dtype)
-    scores[:, -3:] = float("-inf")
+def test_exponentials_are_a_softmax_wherever_the_scores_lie(shift, spread, dtype):
+    scores = torch.randn(1, 2, 3, 2000, generator=torch.Generator().manual_seed(0)).mul(spread).add(shift).to(dtype)
+    visible = VisibleKeys(3, 1997, span=1998, device=CPU)
+    scores.masked_fill_(~visible.mask, float("-inf"))
     precision = torch.promote_types(dtype, torch.float32)
-    expected = scores.double().softmax(-1)
-    weights, sums = blocked_attention.exponentials(scores.clone())
+    expected = scores.double().softmax(-1).flatten(0, 1)
+    weights, sums = blocked_attention.exponentials(scores.clone(), visible)
+    assert not weights[(~visible.mask).expand_as(scores).flatten(0, 1)].any()
     assert weights.dtype == sums.dtype == precision
     tolerance = 1e-14 if dtype == torch.float64 else 1e-5
     assert_close((weights.double() / sums), expected, rtol=tolerance, atol=1e-12)

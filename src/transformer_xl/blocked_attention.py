@@ -10,6 +10,7 @@ a block.
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -21,7 +22,11 @@ from .attention import DistanceTerms, VisibleKeys, relative_shift
 BLOCK_SCORES = 1 << 20  # scores in a block: 4 MiB in float32, which with a copy stay near the processor
 FEWEST_HEADS = 2  # in a block: torch computes one on each core
 FEWEST_QUERIES = 32  # in a block: below that, matrix products are no longer products of matrices
-SAFE_EXPONENT = 60.0  # e**60 times any number of keys is finite in float32, and e**-60 far from the least number
+SAFE_EXPONENT = 40.0  # e**40 times any number of keys is finite in float32, and e**-40 far above what is cut off
+LEAST_EXPONENT = {
+    torch.float32: -87.0,
+    torch.float64: -708.0,
+}  # below, and for -inf, exponentials take 3 to 40 times as long
 MOST_QUERIES = 128  # in a block: half of them squared are scores of keys in the future
 
 
@@ -95,7 +100,7 @@ def blocked_attention(
     attended = torch.empty_like(q, memory_format=torch.contiguous_format)
     for block in blocks(visible, *q.shape[:2]):
         values = v[block.of_keys].flatten(0, 1)
-        weights, sums = exponentials(queries.scores(block, k))
+        weights, sums = exponentials(queries.scores(block, k), block.visible)
         place = attended[block.of_queries]
         place.copy_((torch.bmm(weights.to(v.dtype), values) / sums).view_as(place))
     return attended
@@ -118,7 +123,7 @@ class BlockQueries:
             self.by_distance = _with_bias(q, distance.query_bias)
 
     def scores(self, block: Block, k: Tensor) -> Tensor:
-        """Scaled scores, -inf where a query may not look, `[b*n, q, k]`; `k` are all keys, `[B, N, K, H]`."""
+        """Scaled scores, -inf where a query may not look, `[b, n, q, k]`; `k` are all keys, `[B, N, K, H]`."""
         content = self.content[block.of_queries]
         keys = k[block.of_keys].flatten(0, 1)  # [b*n, k, H]
         scores = self.room("scores", *content.shape[:3], keys.shape[1])
@@ -130,7 +135,7 @@ class BlockQueries:
             self._put_scores_by_distance(block, scores)
             flat.baddbmm_(content.flatten(0, 1), keys.mT, beta=self.scale, alpha=self.scale)
         hide(scores, block.visible)
-        return flat
+        return scores
 
     def _put_scores_by_distance(self, block: Block, scores: Tensor) -> None:
         """Write what distances add to unscaled scores into `scores [b, n, q, k]`; what lies in the future is lost."""
@@ -144,6 +149,7 @@ class BlockQueries:
         by_distance = scores_of_terms(flat, near, out=self.room("distances", *flat.shape[:2], n_near))
         if n_near <= k_len - q_len + 1 < n_columns:  # all queries have keys that are farther than the table
             by_distance = by_distance.unflatten(1, queries.shape[1:3]).transpose(0, 1)  # [b, n, q, R]
+            scores[..., k_len - q_len + 1 :] = 0  # in the future, where nothing else may be written
             scores[..., : k_len - n_near] = by_distance[..., :1]
             _diagonals(scores, n_near).copy_(by_distance)
             return
@@ -212,38 +218,77 @@ def with_farther(by_distance: Tensor, n_columns: int, *, out: Tensor | None = No
     return torch.cat([by_distance[..., :1].expand(-1, -1, n_farther), by_distance], dim=-1, out=out)
 
 
-def exponentials(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax of scores `[..., K]`, which are lost, as weights `[..., K]` and their sums `[..., 1]`; float32 or better.
+def exponentials(scores: Tensor, visible: VisibleKeys) -> tuple[Tensor, Tensor]:
+    """Softmax of scores `[b, n, q, k]`, which are lost: weights `[b*n, q, k]` and their sums `[b*n, q, 1]`.
 
-    Dividing what the weights are multiplied with spares a pass over them, and so does subtracting the highest score of
-    a row only where an exponential could overflow or vanish without it. Weights that are to be rounded to half
-    precision are at most 1.
+    Both are in float32 or better. Dividing what the weights are multiplied with spares a pass over them, and so does
+    subtracting the highest score of a row only where an exponential could overflow or vanish without it. Weights that
+    are to be rounded to half precision are at most 1. A weight that is no normal number beside the greatest one is cut
+    off there: it is lost in their sum either way.
+
+    Args:
+        scores: -inf where a query may not look.
+        visible: says where that is.
     """
-    is_single = scores.dtype in (torch.float32, torch.float64)
-    weights = scores if is_single else scores.float()
+    weights = scores if is_single(scores) else scores.float()
     highest = weights.amax(-1, keepdim=True)
-    if is_single:
+    if is_single(scores):
         highest.masked_fill_(highest.abs() < SAFE_EXPONENT, 0)
     if highest.any():
         weights.sub_(highest)
-    weights.exp_()
-    return weights, weights.sum(-1, keepdim=True)
+    weights.clamp_(min=LEAST_EXPONENT[weights.dtype]).exp_()
+    _erase(weights, visible)
+    return weights.flatten(0, 1), weights.sum(-1, keepdim=True).flatten(0, 1)
 
 
 def hide(scores: Tensor, visible: VisibleKeys) -> None:
-    """Put -inf where a query may not look, into scores `[B, N, Q, K]`: into corners, or wherever rows differ."""
-    q_len, k_len = scores.shape[2:]
-    if visible.n_hidden is not None:
+    """Put -inf where a query may not look, into finite scores `[b, n, q, k]`."""
+    if visible.n_hidden is not None or not is_single(scores):
         scores.masked_fill_(~visible.mask, float("-inf"))
         return
+    for corner, keys in _corners(visible):
+        scores[..., keys].add_(hidden_corner(*corner, dtype=scores.dtype)[0])
+
+
+def _erase(weights: Tensor, visible: VisibleKeys) -> None:
+    """Put 0 where a query may not look, into weights `[b, n, q, k]`."""
+    if visible.n_hidden is not None:
+        weights.masked_fill_(~visible.mask, 0)
+        return
+    for corner, keys in _corners(visible):
+        weights[..., keys].mul_(hidden_corner(*corner, dtype=weights.dtype)[1])
+
+
+def _corners(visible: VisibleKeys) -> Iterator[tuple[tuple[int, int, int | None], slice]]:
+    """The corners of a block that hold keys which some query may not see, as `hidden_corner` takes them, and where."""
+    q_len, k_len = visible.q_len, visible.q_len + visible.memory_len
     if q_len > 1:
-        corner = torch.ones(q_len, q_len, dtype=torch.bool, device=scores.device)
-        scores[..., k_len - q_len :].masked_fill_(corner.triu(1), float("-inf"))
+        yield (q_len, q_len, None), slice(k_len - q_len, k_len)
     if visible.span is not None and k_len > visible.span:
         n_out = k_len - visible.span  # columns that some query may no longer see
         # Query i may not see key j <= M + i - span.
-        corner = torch.ones(q_len, n_out, dtype=torch.bool, device=scores.device)
-        scores[..., :n_out].masked_fill_(corner.tril(visible.memory_len - visible.span), float("-inf"))
+        yield (q_len, n_out, visible.memory_len - visible.span), slice(n_out)
+
+
+@lru_cache(maxsize=16)
+def hidden_corner(q_len: int, n_keys: int, past: int | None, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What is added to scores of a corner of a block, 0 or -inf, and what weights are multiplied with, 1 or 0.
+
+    Such sums and products take a quarter of the time of filling in by a mask.
+
+    Args:
+        q_len: queries. n_keys: keys.
+        past: query i may not see key j <= i + past; None where it may not see key j > i.
+        dtype: of the two, `[q_len, n_keys]`.
+    """
+    added = torch.full((q_len, n_keys), float("-inf"), dtype=dtype)
+    added = added.triu_(1) if past is None else added.tril_(past)
+    return added, added.exp()
+
+
+def is_single(states: Tensor) -> bool:
+    """Whether they have single precision or better."""
+    return states.dtype in (torch.float32, torch.float64)
 
 
 def _with_bias(q: Tensor, bias: Tensor | None) -> Tensor:

@@ -178,8 +178,10 @@ class FeedForward(nn.Module):
         watched = (self.CoreNet, *(module for module, _ in kinds))
         is_plain = all(type(module) is kind for module, kind in kinds)
         is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in watched)
-        if is_plain and not is_watched and torch.is_grad_enabled() and is_eager_cpu(hidden):
-            rate = cast(Dropout, drop).p if drop.training else 0.0
+        rate = cast(Dropout, drop).p if drop.training else 0.0
+        if is_plain and not is_watched and not torch.is_grad_enabled():
+            return cast(Tensor, last(outer(drop(inner(hidden).relu_()))))
+        if is_plain and not is_watched and is_eager_cpu(hidden):
             weights = [cast(Tensor, tensor) for linear in (inner, outer) for tensor in (linear.weight, linear.bias)]
             if rate < 1 and all(type(weight) is nn.Parameter for weight in weights):  # not quantised, not dealt out
                 rows = feed_forward_with_gradients(hidden.flatten(0, -2), *weights, dropout=rate)

@@ -110,7 +110,7 @@ class _Weights(NamedTuple):
 
         The latter is None without dropout.
         """
-        weights, sums = exponentials(self.queries.scores(block, self.k))
+        weights, sums = exponentials(self.queries.scores(block, self.k), block.visible)
         if self.dropout == 0:
             return weights, sums, None
         kept = keep_mask(weights.shape, self.dropout, self.seed + number)
