@@ -101,37 +101,54 @@ class Decode(ModelTask):
 
 
 class Evaluate(ModelTask):
-    """Losses of consecutive segments after a full memory."""
+    """Losses of consecutive segments after a full memory; on our side as many in a call as `evaluate` reads at once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.q_len, self.n_segments = self.sizes["tgt_len"], self.sizes["n_segments"]
         self.segments = [self.random_ids(self.q_len, seed=3 + i) for i in range(self.n_segments)]
         self.start = self.random_mems()
-        self.state: dict[str, Any] = {"mems": self.start} if self.config.mem_len else {}
-        if IS_OURS and self.state:
-            self.state = {"past_key_values": self.read(self.segments[0], self.state).past_key_values}
+        self.at_once = self.sizes.get("at_once") or (segments_at_once(self.model, self.q_len) if IS_OURS else 1)
+        self.state = self.new_state()
+        if IS_OURS:
+            self.read(self.state)
 
-    def read(self, ids: Any, state: dict[str, Any]) -> Any:
-        ours = {"use_cache": True, "skip_logits": True} if IS_OURS else {}
-        return self.model(ids, labels=ids, **ours, **state)
+    def new_state(self) -> dict[str, Any]:
+        """What the first call is given: the memories, and on our side the cache that takes them in."""
+        if not self.config.mem_len or not IS_OURS:
+            return {"mems": self.start} if self.config.mem_len else {}
+        cache_class = models_package().TransfoXLCache
+        cache = cache_class(self.config, segment_len=self.q_len, n_segments=self.at_once)
+        return {"mems": self.start, "past_key_values": cache}
+
+    def read(self, state: dict[str, Any]) -> list[Any]:
+        """The losses of all segments, each `[B, Q - 1]`, in no order; changes the state."""
+        losses = []
+        for first in range(0, self.n_segments, self.at_once):
+            segments = self.segments[first : first + self.at_once]
+            if not IS_OURS:
+                output = self.model(segments[0], labels=segments[0], **state)
+                found = output.losses.view(self.batch_size, self.q_len - 1)
+            else:
+                targets = [self.torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100) for ids in segments]
+                ids, targets = (self.torch.cat(parts, dim=1) for parts in (segments, targets))
+                output = self.model(ids, shift_labels=targets, skip_logits=True, **state)
+                found = output.losses[targets != -100].view(self.batch_size, -1)
+            losses += found.split(self.q_len - 1, dim=1)
+            if IS_OURS:
+                state.pop("mems", None)  # the cache has taken them in
+            elif state:
+                state["mems"] = output.mems
+        return losses
 
     def round(self) -> float:
         started = time.perf_counter()
-        for ids in self.segments:
-            output = self.read(ids, self.state)
-            if self.state:
-                self.state = {"past_key_values": output.past_key_values} if IS_OURS else {"mems": output.mems}
+        self.read(self.state)
         return (time.perf_counter() - started) / self.n_segments
 
     def agreement(self) -> dict[str, Any]:
-        state, losses = self.state and {"mems": self.start}, []
-        for ids in self.segments[:2]:
-            output = self.read(ids, state)
-            if state:
-                state = {"past_key_values": output.past_key_values} if IS_OURS else {"mems": output.mems}
-            losses.append(output.losses.float().sort().values)  # 4.35 gives them in the order of the clusters
-        return {"losses": self.torch.stack(losses)}
+        # 4.35 gives losses in the order of the clusters.
+        return {"losses": self.torch.stack([losses.float().sort().values for losses in self.read(self.new_state())])}
 
 
 class Read(ModelTask):
@@ -142,10 +159,11 @@ class Read(ModelTask):
         from transformer_xl.evaluation import start_reading
 
         self.has_memory = self.config.mem_len > 0
-        self.step = self.sizes["tgt_len"] if self.has_memory else 1
+        tgt_len = self.sizes["tgt_len"]
+        self.step = tgt_len * segments_at_once(self.model, tgt_len) if self.has_memory else 1
         self.context = self.config.mem_len if self.has_memory else self.sizes["window_len"] - 1
         self.n_steps = self.sizes["n_segments"] if self.has_memory else 1
-        length = self.sizes["tgt_len"] if self.has_memory else self.sizes["window_len"]
+        length = tgt_len if self.has_memory else self.sizes["window_len"]
         self.start_reading = lambda: start_reading(self.model, tgt_len=length, sliding_window=not self.has_memory)
         self.next = self.start_reading()
         self.fill(self.next)
@@ -334,6 +352,13 @@ def models_package() -> Any:
 
     transformers.logging.set_verbosity_error()
     return transformers
+
+
+def segments_at_once(model: Any, tgt_len: int) -> int:
+    """How many segments `evaluate` reads in one call."""
+    from transformer_xl.evaluation import segments_at_once
+
+    return segments_at_once(model, tgt_len, batch_size=1)
 
 
 def load_model(folder: str, dtype: str) -> Any:

@@ -74,6 +74,15 @@ CHARACTERS_DECODING = {**CHARACTERS, "mem_len": 2100, "same_length": True}
 _DECODE_WORDS = {"config": WORDS_LARGE, "batch_size": 1, "n_tokens": 16, "peer_tokens": 2}
 
 
+def _evaluate(name: str, config: dict[str, Any], *, tgt_len: int, n_segments: int) -> list[Workload]:
+    """Reading a text that is at hand, as `evaluate` does, and one that comes segment by segment."""
+    options = {"batch_size": 1, "tgt_len": tgt_len, "n_segments": n_segments}
+    return [
+        Workload(name, "Evaluate", "s/segment", config, options=options),
+        Workload(f"{name}-in-turn", "Evaluate", "s/segment", config, options={**options, "at_once": 1}),
+    ]
+
+
 def _vanilla(length: int) -> Workload:
     """The paper's table 9: reading with memory against a window that moves by one token."""
     vanilla = {**CHARACTERS, "attn_type": 3, "mem_len": 0, "tgt_len": length, "untie_r": True}
@@ -87,14 +96,8 @@ WORKLOADS = [
     _decode("decode-wt103-bfloat16", **_DECODE_WORDS, dtype="bfloat16", tolerance=0.25),
     _decode("decode-char-b1", CHARACTERS_DECODING, batch_size=1, n_tokens=64, peer_tokens=4),
     _decode("decode-char-b16", CHARACTERS_DECODING, batch_size=16, n_tokens=16, peer_tokens=1),
-    Workload(
-        "evaluate-wt103", "Evaluate", "s/segment", WORDS_LARGE,
-        options={"batch_size": 1, "tgt_len": 128, "n_segments": 2},
-    ),
-    Workload(
-        "evaluate-char", "Evaluate", "s/segment", CHARACTERS_DECODING,
-        options={"batch_size": 1, "tgt_len": 80, "n_segments": 4},
-    ),
+    *_evaluate("evaluate-wt103", WORDS_LARGE, tgt_len=128, n_segments=4),
+    *_evaluate("evaluate-char", CHARACTERS_DECODING, tgt_len=80, n_segments=6),
     Workload(
         "train-char", "Train", "s/step", {**CHARACTERS, "n_layer": 4, "mem_len": 512, "same_length": False},
         options={"batch_size": 4, "tgt_len": 512}, tolerance=0.002,
@@ -112,7 +115,7 @@ WORKLOADS = [
 
 def _growing(what: str, task: str, values: list[int]) -> tuple[str, list[tuple[int, Workload]]]:
     """Workloads that differ in one number, without another side."""
-    options = {"batch_size": 1, "tgt_len": 128, "n_segments": 3, "n_tokens": 16, "n_compared": 1}
+    options = {"batch_size": 1, "tgt_len": 128, "n_segments": 3, "at_once": 1, "n_tokens": 16, "n_compared": 1}
     config = {**CHARACTERS_DECODING, "mem_len": 1600}
     workloads = []
     for value in values:
