@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 
 from .blocked_attention import attend_one
 from .dropout import Dropout
-from .layers import Attention, FeedForward, Shared, TransfoXLLayer
+from .layers import Attention, FeedForward, Shared, TransfoXLLayer, is_exactly
 from .memory import MemoryLayer
 
 Map = Callable[[Tensor], Tensor]
@@ -114,11 +114,7 @@ def _is_plain(layer: nn.Module) -> bool:
         nn.LayerNorm: [attention.layer_norm, feed_forward.layer_norm], nn.ReLU: [parts[1]],
         Dropout: [attention.drop, attention.dropatt, parts[2], parts[4]], nn.Identity: [attention.projection_drop],
     }  # fmt: skip
-    return len(parts) == 5 and all(_is_exactly(part, cls) for cls, found in expected.items() for part in found)
-
-
-def _is_exactly(module: nn.Module, cls: type[nn.Module]) -> bool:
-    return type(module) is cls and "forward" not in module.__dict__  # some libraries put their own into an instance
+    return len(parts) == 5 and all(is_exactly(part, cls) for cls, found in expected.items() for part in found)
 
 
 def _taken_apart(layer: TransfoXLLayer) -> _Layer:
@@ -136,7 +132,7 @@ def _taken_apart(layer: TransfoXLLayer) -> _Layer:
 
 def _map_of(module: nn.Module) -> Map:
     """The linear map of a module; another class than torch's is called as it is."""
-    if not (isinstance(module, nn.Linear) and _is_exactly(module, nn.Linear)):
+    if not (isinstance(module, nn.Linear) and is_exactly(module, nn.Linear)):
         return module
     weight, bias = module.weight, module.bias
     if type(weight) is not nn.Parameter or weight.dtype != torch.float32:
