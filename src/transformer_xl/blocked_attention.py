@@ -20,7 +20,7 @@ from torch import Tensor
 from .attention import DistanceTerms, VisibleKeys, relative_shift
 
 BLOCK_SCORES = 1 << 20  # scores in a block: 4 MiB in float32, which with a copy stay near the processor
-FEWEST_HEADS = 2  # in a block: torch computes one on each core
+FEWEST_HEADS = 2  # in a block: torch computes one on each core, so a block has a multiple of them
 FEWEST_QUERIES = 32  # in a block: below that, matrix products are no longer products of matrices
 SAFE_EXPONENT = 40.0  # e**40 times any number of keys is finite in float32, and e**-40 far above what is cut off
 LEAST_EXPONENT = {
@@ -55,20 +55,22 @@ def blocks(visible: VisibleKeys, n_batch: int, n_heads: int) -> Iterator[Block]:
     q_len, k_len = visible.q_len, visible.q_len + visible.memory_len
     if visible.segments is not None:
         q_len, k_len = visible.segments.length, visible.segments.mem_len + visible.segments.length
+    if visible.span is not None:
+        k_len = min(k_len, visible.span + min(q_len, MOST_QUERIES))
     size = block_size(n_batch, n_heads, q_len, k_len)
     ends = [min(start + q_len, visible.q_len) for start in range(0, visible.q_len, q_len)]
     for queries in chain.from_iterable(_parts(start, end, size[2]) for start, end in pairwise([0, *ends])):
         for rows in _parts(0, n_batch, size[0]):
             keys, seen = visible.of_block(rows, queries)
-            for heads in _parts(0, n_heads, size[1]):
-                yield Block(rows, heads, queries, keys, seen)
+            for head in range(0, n_heads, size[1]):
+                yield Block(rows, slice(head, min(head + size[1], n_heads)), queries, keys, seen)
 
 
 def block_size(n_batch: int, n_heads: int, q_len: int, k_len: int) -> tuple[int, int, int]:
     """Rows, heads and queries in a block, at most: several rows only with all heads of each."""
     fewest_heads = min(FEWEST_HEADS, n_heads)
     n_queries = min(max(BLOCK_SCORES // (fewest_heads * k_len), FEWEST_QUERIES), MOST_QUERIES, q_len)
-    n_matrices = max(BLOCK_SCORES // (n_queries * k_len), fewest_heads)
+    n_matrices = -(-max(BLOCK_SCORES // (n_queries * k_len), 1) // fewest_heads) * fewest_heads
     return min(max(n_matrices // n_heads, 1), n_batch), min(n_matrices, n_heads), n_queries
 
 
