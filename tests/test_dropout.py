@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import assert_equal, tiny_config
-from transformer_xl.dropout import Dropout, keep_mask
+from transformer_xl.dropout import Dropout, keep_mask, relu_dropout
 from transformer_xl.layers import FeedForward
 
 
@@ -62,26 +62,27 @@ def test_dropout_keeps_the_dtype(dtype):
     assert set(dropped.flatten().tolist()) == {0.0, 2.0}
 
 
-@pytest.mark.parametrize("frozen", [(), (0, 1), (2, 3)], ids=["all", "without the inner map", "without the outer map"])
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_feed_forward_trains_alike_whether_somebody_looks_at_it_or_not(rate, frozen):
-    block = FeedForward(tiny_config(dropout=rate)).double().train()
-    for i, parameter in enumerate(block.CoreNet.parameters()):
-        parameter.requires_grad_(i not in frozen)
+def test_dropout_of_the_positive_part_is_relu_then_dropout_in_place():
+    torch.manual_seed(0)
+    leaf = torch.randn(30, 40, dtype=torch.float64, requires_grad=True)
+    states = leaf * 1
+    activated = relu_dropout(states, 0.25)
+    assert activated.data_ptr() == states.data_ptr()
+    kept = activated != 0
+    assert 0.3 < kept.double().mean() < 0.45  # 3/8
+    assert_equal(activated, leaf.relu() * kept / 0.75)
+    weight = torch.rand(30, 40, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((activated * weight).sum(), leaf)
+    assert_equal(gradient, weight * kept / 0.75)
+
+
+def test_feed_forward_trains_alike_whether_somebody_looks_at_it_or_not():
+    block = FeedForward(tiny_config(dropout=0.3)).double().train()
     hidden = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
-    leaves = [hidden, *(parameter for parameter in block.parameters() if parameter.requires_grad)]
     outcomes = []
     for _ in range(2):
         torch.manual_seed(0)
         output = block(hidden)
-        outcomes.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+        outcomes.append([output, *torch.autograd.grad(output.square().sum(), [hidden, *block.parameters()])])
         block.CoreNet[1].register_forward_hook(lambda *_: None)
     assert_equal(*outcomes)
-
-
-def test_what_feed_forward_keeps_for_its_gradients_is_a_byte_an_entry():
-    block = FeedForward(tiny_config(dropout=0.3, d_inner=400)).train()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved):
-        block(torch.randn(2, 5, 12, requires_grad=True))
-    assert {saved.dtype for saved in kept if saved.shape == (10, 400)} == {torch.bool}

@@ -63,4 +63,28 @@ class _Dropout(torch.autograd.Function):
         return (grad * kept).mul_(ctx.scale), None
 
 
-__all__ = ["Dropout", "keep_mask", "new_seed"]
+def relu_dropout(states: Tensor, rate: float) -> Tensor:
+    """Dropout of the positive part of `states`, in their place; on the processor."""
+    activated: Tensor = _ReluDropout.apply(states, rate)
+    return activated
+
+
+class _ReluDropout(torch.autograd.Function):
+    """What is left, and that is all that the backward pass asks, is what is not 0."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rate: float) -> Tensor:
+        states.relu_().mul_(keep_mask(states.shape, rate, new_seed())).mul_(1 / (1 - rate))
+        ctx.mark_dirty(states)
+        ctx.save_for_backward(states)
+        ctx.scale = 1 / (1 - rate)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (states,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, states, 0).mul_(ctx.scale), None
+
+
+__all__ = ["Dropout", "keep_mask", "new_seed", "relu_dropout"]

@@ -14,11 +14,10 @@ from torch.nn import functional as F
 
 from .attention import DistanceTerms, VisibleKeys
 from .configuration import TransfoXLConfig
-from .dropout import Dropout
+from .dropout import Dropout, relu_dropout
 from .implementations import ATTENTION_FUNCTIONS, is_eager_cpu
 from .memory import MemoryLayer
 from .padding import RowAlignment
-from .trained_feed_forward import feed_forward_with_gradients
 
 
 class Surroundings(NamedTuple):
@@ -177,21 +176,18 @@ class FeedForward(nn.Module):
         return normed
 
     def _core(self, hidden: Tensor) -> Tensor:
-        """What `CoreNet` gives; with gradients on a processor by less memory, if nobody looks at its parts."""
+        """What `CoreNet` gives; with ReLU, and in training on a processor dropout, in place if nobody looks at it."""
         inner, activation, drop, outer, last = self.CoreNet
-        kinds = ((inner, nn.Linear), (activation, nn.ReLU), (drop, Dropout), (outer, nn.Linear))
-        watched = (self.CoreNet, *(module for module, _ in kinds))
-        is_plain = all(is_exactly(module, kind) for module, kind in kinds)
-        is_watched = any(module._forward_hooks or module._forward_pre_hooks for module in watched)
-        rate = cast(Dropout, drop).p if drop.training else 0.0
-        if is_plain and not is_watched and not torch.is_grad_enabled():
+        is_plain = all(is_exactly(module, kind) for module, kind in ((activation, nn.ReLU), (drop, Dropout)))
+        is_watched = any(m._forward_hooks or m._forward_pre_hooks for m in (self.CoreNet, inner, activation, drop))
+        if not is_plain or is_watched or not is_exactly(inner, nn.Linear):
+            return cast(Tensor, self.CoreNet(hidden))
+        if not torch.is_grad_enabled():
             return cast(Tensor, last(outer(drop(inner(hidden).relu_()))))
-        if is_plain and not is_watched and is_eager_cpu(hidden):
-            weights = [cast(Tensor, tensor) for linear in (inner, outer) for tensor in (linear.weight, linear.bias)]
-            if rate < 1 and all(type(weight) is nn.Parameter for weight in weights):  # not quantised, not dealt out
-                rows = feed_forward_with_gradients(hidden.flatten(0, -2), *weights, dropout=rate)
-                return cast(Tensor, last(rows.view_as(hidden)))
-        return cast(Tensor, self.CoreNet(hidden))
+        if not is_eager_cpu(hidden) or not drop.training or not 0 < cast(Dropout, drop).p < 1:
+            return cast(Tensor, self.CoreNet(hidden))
+        rows = inner(hidden.flatten(0, -2))  # no view of another tensor, which autograd would copy when it is changed
+        return cast(Tensor, last(outer(relu_dropout(rows, cast(Dropout, drop).p)).view_as(hidden)))
 
 
 class TransfoXLLayer(nn.Module):
