@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from models import assert_equal, tiny_config
-from transformer_xl.dropout import Dropout, keep_mask, relu_dropout
+from transformer_xl import trained_feed_forward
+from transformer_xl.dropout import Dropout, drop_, keep_mask
 from transformer_xl.layers import FeedForward
 
 
@@ -62,27 +64,61 @@ def test_dropout_keeps_the_dtype(dtype):
     assert set(dropped.flatten().tolist()) == {0.0, 2.0}
 
 
-def test_dropout_of_the_positive_part_is_relu_then_dropout_in_place():
-    torch.manual_seed(0)
-    leaf = torch.randn(30, 40, dtype=torch.float64, requires_grad=True)
-    states = leaf * 1
-    activated = relu_dropout(states, 0.25)
-    assert activated.data_ptr() == states.data_ptr()
-    kept = activated != 0
-    assert 0.3 < kept.double().mean() < 0.45  # 3/8
-    assert_equal(activated, leaf.relu() * kept / 0.75)
-    weight = torch.rand(30, 40, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((activated * weight).sum(), leaf)
-    assert_equal(gradient, weight * kept / 0.75)
+def test_dropout_in_place_has_the_same_mask():
+    states = torch.rand(50, 40, dtype=torch.float64).add(1)
+    dropped = drop_(states.clone(), 0.25, seed=5)
+    assert_equal(dropped, states * keep_mask(states.shape, 0.25, seed=5) / 0.75)
 
 
-def test_feed_forward_trains_alike_whether_somebody_looks_at_it_or_not():
-    block = FeedForward(tiny_config(dropout=0.3)).double().train()
+@pytest.mark.parametrize("frozen", [(), (0, 1), (2, 3)], ids=["all", "without the inner map", "without the outer map"])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_feed_forward_trains_alike_whether_somebody_looks_at_it_or_not(rate, frozen):
+    block = FeedForward(tiny_config(dropout=rate)).double().train()
+    for i, parameter in enumerate(block.CoreNet.parameters()):
+        parameter.requires_grad_(i not in frozen)
     hidden = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    leaves = [hidden, *(parameter for parameter in block.parameters() if parameter.requires_grad)]
     outcomes = []
     for _ in range(2):
         torch.manual_seed(0)
         output = block(hidden)
-        outcomes.append([output, *torch.autograd.grad(output.square().sum(), [hidden, *block.parameters()])])
+        outcomes.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
         block.CoreNet[1].register_forward_hook(lambda *_: None)
     assert_equal(*outcomes)
+
+
+@pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_whoever_looks_at_a_part_of_feed_forward_sees_it(hook):
+    block = FeedForward(tiny_config(dropout=0.3)).train()
+    for part in (block.CoreNet, *block.CoreNet):
+        seen = []
+        handle = getattr(part, f"register_{hook}")(lambda *_, seen=seen: seen.append(1))
+        block(torch.randn(2, 5, 12, requires_grad=True)).sum().backward()
+        handle.remove()
+        assert seen == [1]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_feed_forward_some_positions_at_a_time_is_the_literal_one(rate, monkeypatch):
+    monkeypatch.setattr(trained_feed_forward, "INNER_NUMBERS", 60)
+    monkeypatch.setattr(trained_feed_forward, "new_seed", lambda: 7)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(11, 4), (20, 4), (20,), (4, 20), (4,)]
+    tensors = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
+    hidden, inner_weight, inner_bias, outer_weight, outer_bias = tensors
+    kept = torch.cat([keep_mask((size, 20), rate, seed=7 + i) for i, size in enumerate([2, 3, 3, 3])])
+    literal = F.linear(hidden, inner_weight, inner_bias).relu() * kept / (1 - rate)
+    literal = F.linear(literal, outer_weight, outer_bias)
+    output = trained_feed_forward.feed_forward_with_gradients(*tensors, dropout=rate)
+    of_output = torch.randn(output.shape, dtype=torch.float64, generator=generator)
+    assert_equal(output, literal)
+    assert_equal(torch.autograd.grad(output, tensors, of_output), torch.autograd.grad(literal, tensors, of_output))
+
+
+def test_feed_forward_keeps_no_inner_states_for_its_gradients():
+    block = FeedForward(tiny_config(dropout=0.3, d_inner=400)).train()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved):
+        block(torch.randn(2, 5, 12, requires_grad=True))
+    assert kept
+    assert all(saved.numel() < 10 * 400 or saved.shape in {(400, 12), (12, 400)} for saved in kept)

@@ -59,8 +59,8 @@ def blocks(visible: VisibleKeys, n_batch: int, n_heads: int) -> Iterator[Block]:
         k_len = min(k_len, visible.span + min(q_len, MOST_QUERIES))
     size = block_size(n_batch, n_heads, q_len, k_len)
     ends = [min(start + q_len, visible.q_len) for start in range(0, visible.q_len, q_len)]
-    for queries in chain.from_iterable(_parts(start, end, size[2]) for start, end in pairwise([0, *ends])):
-        for rows in _parts(0, n_batch, size[0]):
+    for queries in chain.from_iterable(equal_parts(start, end, size[2]) for start, end in pairwise([0, *ends])):
+        for rows in equal_parts(0, n_batch, size[0]):
             keys, seen = visible.of_block(rows, queries)
             for head in range(0, n_heads, size[1]):
                 yield Block(rows, slice(head, min(head + size[1], n_heads)), queries, keys, seen)
@@ -74,7 +74,7 @@ def block_size(n_batch: int, n_heads: int, q_len: int, k_len: int) -> tuple[int,
     return min(max(n_matrices // n_heads, 1), n_batch), min(n_matrices, n_heads), n_queries
 
 
-def _parts(start: int, end: int, at_most: int) -> list[slice]:
+def equal_parts(start: int, end: int, at_most: int) -> list[slice]:
     """The places from `start` to `end` in as few parts of nearly equal size as will do."""
     n_parts = -(-(end - start) // at_most)
     edges = [start + (end - start) * i // n_parts for i in range(n_parts + 1)]
@@ -297,4 +297,13 @@ def _with_bias(q: Tensor, bias: Tensor | None) -> Tensor:
     return q if bias is None else (q + bias[:, None]).to(q.dtype)
 
 
-__all__ = ["Block", "BlockQueries", "attend_one", "block_size", "blocked_attention", "blocks", "exponentials"]
+__all__ = [
+    "Block",
+    "BlockQueries",
+    "attend_one",
+    "block_size",
+    "blocked_attention",
+    "blocks",
+    "equal_parts",
+    "exponentials",
+]

@@ -9,8 +9,7 @@ embedding's gradient, a few rows, is added to the one that is there (`shared_by_
 Shapes: T positions of a range, E width of the table, W words of a range, V rows of the table, C tail clusters.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -119,11 +118,24 @@ class _RangeLosses(torch.autograd.Function):
 
 def _log_probs(pieces: Sequence[tuple[Tensor, Tensor]], hidden: Tensor) -> Tensor:
     """Log-probabilities of the words of a range, `[T, W]` (and C extra), whose rows and biases are given in order."""
-    ends = list(accumulate(len(rows) for rows, _ in pieces))
-    logits = hidden.new_empty(len(hidden), ends[-1])
-    for (rows, bias), end in zip(pieces, ends, strict=True):
-        torch.addmm(bias, hidden, rows.T, out=logits[:, end - len(rows) : end])
+    logits = hidden.new_empty(len(hidden), sum(len(rows) for rows, _ in pieces))
+    first = 0
+    for rows, bias in pieces:
+        for words in _slices(hidden, len(rows)):
+            place = logits[:, first + words.start : first + words.stop]
+            torch.addmm(bias[words], hidden, rows[words].T, out=place)
+        first += len(rows)
     return torch.log_softmax(logits, -1, out=logits)
+
+
+def _slices(hidden: Tensor, n_words: int) -> Iterator[slice]:
+    """Slices of words for products with states `[T, E]`; neither their results nor their factors are large.
+
+    The libraries that compute products keep room for a rearranged copy of a factor.
+    """
+    n_at_once = max(SLICE_NUMBERS // max(*hidden.shape, 1), 1)
+    for start in range(0, n_words, n_at_once):
+        yield slice(start, min(start + n_at_once, n_words))
 
 
 def _add_gradients(
@@ -145,9 +157,7 @@ def _add_gradients(
     grad_hidden = torch.zeros_like(hidden)
     first = 0
     for (rows, _), (grad_rows, grad_bias) in zip(pieces, of_pieces, strict=True):
-        n_at_once = max(SLICE_NUMBERS // max(len(hidden), 1), 1)
-        for start in range(0, len(rows), n_at_once):
-            words = slice(start, min(start + n_at_once, len(rows)))
+        for words in _slices(hidden, len(rows)):
             grad_logits = log_probs[:, first + words.start : first + words.stop].exp().mul_(grad)
             torch.mm(grad_logits.T, hidden, out=grad_rows[words])
             grad_bias[words] = grad_logits.sum(0)

@@ -4,6 +4,7 @@ torch draws one number at a time there, 20 ns each, so a layer's dropout costs a
 SFC64 is six times as fast; its seed comes from torch's generator, so that `torch.manual_seed` decides as before.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,20 @@ def new_seed() -> int:
 
 def keep_mask(shape: torch.Size | tuple[int, ...], rate: float, seed: int) -> Tensor:
     """Bool tensor on the processor, each entry False with probability `rate` (in steps of 2**-32) by itself."""
+    mask = torch.empty(torch.Size(shape).numel(), dtype=torch.bool)
+    for start, kept in _parts_of_mask(len(mask), rate, seed):
+        mask[start : start + len(kept)] = kept
+    return mask.view(shape)
+
+
+def _parts_of_mask(n: int, rate: float, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """A mask of n entries from one end to the other: where each part starts, and the part."""
     threshold = round(rate * 2**32) - 2**31
-    if threshold >= 2**31:
-        return torch.zeros(shape, dtype=torch.bool)
-    kept = torch.empty(torch.Size(shape).numel(), dtype=torch.bool)
     generator = np.random.SFC64(seed)
-    for part in kept.split(DRAWN_AT_ONCE):
-        bits = generator.random_raw((len(part) + 1) // 2).view(np.int32)
-        torch.ge(torch.from_numpy(bits[: len(part)]), threshold, out=part)
-    return kept.view(shape)
+    for start in range(0, n, DRAWN_AT_ONCE):
+        size = min(DRAWN_AT_ONCE, n - start)
+        bits = torch.from_numpy(generator.random_raw((size + 1) // 2).view(np.int32)[:size])
+        yield start, bits >= threshold if threshold < 2**31 else torch.zeros(size, dtype=torch.bool)
 
 
 class Dropout(nn.Dropout):
@@ -63,28 +69,12 @@ class _Dropout(torch.autograd.Function):
         return (grad * kept).mul_(ctx.scale), None
 
 
-def relu_dropout(states: Tensor, rate: float) -> Tensor:
-    """Dropout of the positive part of `states`, in their place; on the processor."""
-    activated: Tensor = _ReluDropout.apply(states, rate)
-    return activated
+def drop_(states: Tensor, rate: float, seed: int) -> Tensor:
+    """Dropout of contiguous `states` in their place, by the mask that `keep_mask` gives; `rate` below 1."""
+    flat, scale = states.view(-1), 1 / (1 - rate)
+    for start, kept in _parts_of_mask(len(flat), rate, seed):
+        flat[start : start + len(kept)].mul_(kept).mul_(scale)
+    return states
 
 
-class _ReluDropout(torch.autograd.Function):
-    """What is left, and that is all that the backward pass asks, is what is not 0."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, rate: float) -> Tensor:
-        states.relu_().mul_(keep_mask(states.shape, rate, new_seed())).mul_(1 / (1 - rate))
-        ctx.mark_dirty(states)
-        ctx.save_for_backward(states)
-        ctx.scale = 1 / (1 - rate)
-        return states
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (states,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(grad, states, 0).mul_(ctx.scale), None
-
-
-__all__ = ["Dropout", "keep_mask", "new_seed", "relu_dropout"]
+__all__ = ["Dropout", "drop_", "keep_mask", "new_seed"]

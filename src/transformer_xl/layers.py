@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from .attention import DistanceTerms, VisibleKeys
 from .configuration import TransfoXLConfig
-from .dropout import Dropout, relu_dropout
-from .implementations import ATTENTION_FUNCTIONS, is_eager_cpu
+from .dropout import Dropout
+from .implementations import ATTENTION_FUNCTIONS, can_train_on_cpu
 from .memory import MemoryLayer
 from .padding import RowAlignment
+from .trained_feed_forward import feed_forward_with_gradients
 
 
 class Surroundings(NamedTuple):
@@ -154,6 +155,13 @@ def is_exactly(module: nn.Module, cls: type[nn.Module]) -> bool:
     return type(module) is cls and "forward" not in module.__dict__  # some libraries put their own into an instance
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes through the module."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 class FeedForward(nn.Module):
     """Position-wise feed-forward block with residual connection and layer norm."""
 
@@ -176,18 +184,21 @@ class FeedForward(nn.Module):
         return normed
 
     def _core(self, hidden: Tensor) -> Tensor:
-        """What `CoreNet` gives; with ReLU, and in training on a processor dropout, in place if nobody looks at it."""
+        """What `CoreNet` gives, by less memory where nobody looks at its parts."""
         inner, activation, drop, outer, last = self.CoreNet
-        is_plain = all(is_exactly(module, kind) for module, kind in ((activation, nn.ReLU), (drop, Dropout)))
-        is_watched = any(m._forward_hooks or m._forward_pre_hooks for m in (self.CoreNet, inner, activation, drop))
-        if not is_plain or is_watched or not is_exactly(inner, nn.Linear):
+        kinds = ((inner, nn.Linear), (activation, nn.ReLU), (drop, Dropout), (outer, nn.Linear))
+        is_plain = all(is_exactly(module, kind) for module, kind in kinds)
+        watched = (self.CoreNet, *(module for module, _ in kinds))
+        if not is_plain or any(has_hooks(module) for module in watched):
             return cast(Tensor, self.CoreNet(hidden))
         if not torch.is_grad_enabled():
             return cast(Tensor, last(outer(drop(inner(hidden).relu_()))))
-        if not is_eager_cpu(hidden) or not drop.training or not 0 < cast(Dropout, drop).p < 1:
-            return cast(Tensor, self.CoreNet(hidden))
-        rows = inner(hidden.flatten(0, -2))  # no view of another tensor, which autograd would copy when it is changed
-        return cast(Tensor, last(outer(relu_dropout(rows, cast(Dropout, drop).p)).view_as(hidden)))
+        rate = cast(Dropout, drop).p if drop.training else 0.0
+        weights = [cast(Tensor, tensor) for linear in (inner, outer) for tensor in (linear.weight, linear.bias)]
+        if not can_train_on_cpu(hidden) or rate == 1 or any(type(weight) is not nn.Parameter for weight in weights):
+            return cast(Tensor, self.CoreNet(hidden))  # weights of other types: quantised, dealt out, none
+        rows = feed_forward_with_gradients(hidden.flatten(0, -2), *weights, dropout=rate)
+        return cast(Tensor, last(rows.view_as(hidden)))
 
 
 class TransfoXLLayer(nn.Module):
