@@ -47,10 +47,19 @@ def test_range_losses_and_gradients_equal_cross_entropy(slice_numbers, has_extra
     assert_equal(torch.autograd.grad(weighted[0], leaves), torch.autograd.grad(weighted[1], leaves))
 
 
-def test_gradients_can_be_asked_for_twice():
+@pytest.mark.parametrize(("shape", "at_most"), [((3, 4), 5), ((7, 2), 2), ((30, 1), 1)])
+def test_slices_are_all_words_and_bound_results_and_factors(shape, at_most, monkeypatch):
+    monkeypatch.setattr(cluster_losses, "SLICE_NUMBERS", 20)
+    slices = list(cluster_losses._slices(torch.empty(shape), 11))
+    assert [word for words in slices for word in range(11)[words]] == list(range(11))
+    assert max(words.stop - words.start for words in slices) == at_most
+
+
+def test_gradients_can_be_asked_for_twice_though_log_probabilities_are_let_go():
     table, bias, hidden = random_leaf(5, 3, seed=1), random_leaf(5, seed=2), random_leaf(4, 3, seed=3)
     (losses,) = range_losses(table, bias, None, None, [WordRange(0, 5, torch.tensor([0, 1, 2, 4]))], [hidden])
     first = torch.autograd.grad(losses.sum(), [table, bias, hidden], retain_graph=True)
+    assert losses.grad_fn.log_probs == [None]
     assert_equal(torch.autograd.grad(losses.sum(), [table, bias, hidden]), first)
 
 
