@@ -98,6 +98,13 @@ def test_whoever_looks_at_a_part_of_feed_forward_sees_it(hook):
         assert seen == [1]
 
 
+def test_feed_forward_without_a_bias_trains():
+    block = FeedForward(tiny_config(dropout=0.3)).train()
+    block.CoreNet[3] = torch.nn.Linear(block.CoreNet[3].in_features, 12, bias=False)
+    block(torch.randn(2, 5, 12)).sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_feed_forward_some_positions_at_a_time_is_the_literal_one(rate, monkeypatch):
     monkeypatch.setattr(trained_feed_forward, "INNER_NUMBERS", 60)

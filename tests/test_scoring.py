@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models import tiny_model
-from transformer_xl import TransfoXLTokenizer, reading
+from transformer_xl import TransfoXLTokenizer, evaluation, reading
 from transformer_xl.evaluation import evaluate
 from transformer_xl.reading import TextReader
 from transformer_xl.scoring import ScoringOptions, bits, token_surprisals, word_surprisals
@@ -81,6 +81,15 @@ def test_the_sum_is_the_loss_of_evaluate_for_characters_and_windows():
     expected = evaluate(model, ids, tgt_len=5, sliding_window=True)
     rows = scored(TEXT, tokenizer, model, tgt_len=5, sliding_window=True)
     assert total(rows) == pytest.approx(expected.loss_nats * (len(TEXT) - 1), abs=1e-9)
+
+
+def test_several_segments_are_read_at_once(monkeypatch):
+    monkeypatch.setattr(evaluation, "TOKENS_AT_ONCE", 9)
+    tokenizer, lengths = words(), []
+    model = model_for(tokenizer)
+    model.register_forward_pre_hook(lambda *call: lengths.append(call[1][0].shape[1]))
+    scored(TEXT, tokenizer, model, tgt_len=4)
+    assert max(lengths) == 8
 
 
 def test_a_surprisal_is_the_negative_log_probability_given_all_before():
