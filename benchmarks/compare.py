@@ -3,9 +3,9 @@
     python benchmarks/compare.py [--workload NAME ...] [--quick] [--rounds N] [--threads N] [--results FOLDER]
 
 Both sides have the same weights and inputs and run in turns on this machine, each in a process of its own; times are
-medians. transformers 4.35.0 is installed into `.venv-4.35` the first time. Where the two do not compute the same
-numbers, no speed-up is printed. `workloads.py` says what is measured, `worker.py` how; docs/performance.md explains the
-outcome.
+medians, and rounds that the host of a virtual machine disturbs are repeated. transformers 4.35.0 is installed into
+`.venv-4.35` the first time. Where the two do not compute the same numbers, no speed-up is printed. `workloads.py` says
+what is measured, `worker.py` how; docs/performance.md explains the outcome.
 
 Writes compare.json and compare.md into the folder of results, and prints the table.
 """
@@ -37,10 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PEER_FOLDER = ROOT / ".venv-4.35"
 PEER_PYTHON = PEER_FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 PEER_PACKAGES = ["transformers==4.35.0", "torch==2.13.0", "numpy<2", "sacremoses==0.2.0"]  # no accelerate
-
-
 MOST_TAKEN = 0.05  # of the processors' time during a round, by the host of a virtual machine
-MOST_TRIES = 4
+MOST_TRIES = 4  # of a round, if the host takes more each time
 
 
 class Worker:

@@ -21,7 +21,6 @@ from transformer_xl.attention import (
     relative_shift,
     sdpa_attention,
     sinusoid,
-    visible_keys,
 )
 from transformer_xl.blocked_attention import blocked_attention as attend_in_blocks
 from transformer_xl.implementations import fused_attention
@@ -234,7 +233,7 @@ def test_relative_shift_moves_each_distance_under_its_key(q_len, memory_len):
 )
 def test_visible_keys_are_those_within_the_span_that_hold_something(q_len, memory_len, span, hidden):
     n_hidden = torch.tensor([0, min(hidden, memory_len + q_len)])
-    visible = visible_keys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU)
+    visible = VisibleKeys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU).mask
     for b in range(2):
         for i in range(q_len):
             for j in range(memory_len + q_len):

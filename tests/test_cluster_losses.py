@@ -99,8 +99,11 @@ def test_a_loss_of_hidden_states_alone_leaves_a_dense_gradient_on_the_table():
     assert gradient[ids.unique()].abs().sum() > 0
 
 
-def test_who_looks_at_the_embedding_by_a_hook_sees_it():
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # ids have no gradient
+@pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_who_looks_at_the_embedding_by_a_hook_sees_it(hook):
     model, ids, seen = tiny_model(**ONE_TABLE), random_ids(2, 7), []
-    model.transformer.word_emb.emb_layers[0].register_forward_hook(lambda *arguments: seen.append(1))
+    embedding = model.transformer.word_emb.emb_layers[0]
+    getattr(embedding, f"register_{hook}")(lambda *_: seen.append(1))
     model(ids, labels=ids).loss.backward()
     assert seen

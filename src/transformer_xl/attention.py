@@ -92,41 +92,6 @@ class Segments(NamedTuple):
     mem_len: int
 
 
-def visible_keys(
-    q_len: int,
-    memory_len: int,
-    *,
-    span: int | None,
-    n_hidden: Tensor | None = None,
-    segments: Segments | None = None,
-    device: torch.device,
-) -> Tensor:
-    """Which keys each query may see.
-
-    Args:
-        q_len: Q. memory_len: M.
-        span: number of keys a query sees at most, itself included; None for all up to itself.
-        n_hidden: for each row, how many of the first keys hold nothing, `[B]`; None for none.
-        segments: how the queries are cut; None for one segment, which sees all of the memory.
-
-    Returns:
-        Bool, `[1, 1, Q, K]` or with `n_hidden` `[B, 1, Q, K]`; True where the query may look. Each query sees itself.
-    """
-    keys = torch.arange(memory_len + q_len, device=device)
-    distance = torch.arange(memory_len, memory_len + q_len, device=device)[:, None] - keys
-    visible = distance >= 0
-    if span is not None:
-        visible = visible & (distance < span)
-    if segments is not None:
-        queries = torch.arange(q_len, device=device)
-        first_of_segment = memory_len + queries - queries % segments.length
-        visible = visible & (keys >= (first_of_segment - segments.mem_len)[:, None])
-    if n_hidden is None:
-        return visible[None, None]
-    holds_something = keys >= n_hidden[:, None, None]
-    return ((visible & holds_something) | (distance == 0))[:, None]
-
-
 class VisibleKeys:
     """Which keys each query of a call may see; in words, so that not every path has to spell out a mask.
 
@@ -157,17 +122,25 @@ class VisibleKeys:
 
     @property
     def mask(self) -> Tensor:
-        """Bool, `[1, 1, Q, K]` or with `n_hidden` `[B, 1, Q, K]`; True where it may look (see `visible_keys`)."""
+        """Bool, `[1, 1, Q, K]` or with `n_hidden` `[B, 1, Q, K]`; True where it may look. Each query sees itself."""
         if self._mask is None:
-            self._mask = visible_keys(
-                self.q_len,
-                self.memory_len,
-                span=self.span,
-                n_hidden=self.n_hidden,
-                segments=self.segments,
-                device=self._device,
-            )
+            self._mask = self._make_mask()
         return self._mask
+
+    def _make_mask(self) -> Tensor:
+        queries = torch.arange(self.q_len, device=self._device)
+        keys = torch.arange(self.memory_len + self.q_len, device=self._device)
+        distance = self.memory_len + queries[:, None] - keys
+        visible = distance >= 0
+        if self.span is not None:
+            visible = visible & (distance < self.span)
+        if self.segments is not None:
+            first_of_segment = self.memory_len + queries - queries % self.segments.length
+            visible = visible & (keys >= (first_of_segment - self.segments.mem_len)[:, None])
+        if self.n_hidden is None:
+            return visible[None, None]
+        holds_something = keys >= self.n_hidden[:, None, None]
+        return ((visible & holds_something) | (distance == 0))[:, None]
 
     def of_block(self, rows: slice, queries: slice) -> tuple[slice, "VisibleKeys"]:
         """The keys that some queries of some rows, all of one segment, may see, and what of them each one sees."""
@@ -280,5 +253,4 @@ __all__ = [
     "relative_shift",
     "sdpa_attention",
     "sinusoid",
-    "visible_keys",
 ]

@@ -3,8 +3,8 @@
 Plain autograd gives each range of a table a gradient of the whole table's size, fills it with zeros, and adds them up:
 for 267,735 words in 4 clusters that is most of a training step. Here all ranges write into one gradient, a slice of
 words at a time; of the log-probabilities nothing is copied, and those of a range are let go before the next range's
-gradients need room. Where the table is also that of the embedding, the
-embedding's gradient, a few rows, is added to the one that is there (`shared_by_two`).
+gradients need room. Where the table is also that of the embedding, the embedding's gradient, a few rows, is added to
+the one that is there (`shared_by_two`).
 
 Shapes: T positions of a range, E width of the table, W words of a range, V rows of the table, C tail clusters.
 """

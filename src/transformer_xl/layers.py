@@ -217,4 +217,4 @@ class TransfoXLLayer(nn.Module):
         return self.pos_ff(hidden), weights
 
 
-__all__ = ["Attention", "FeedForward", "Shared", "Surroundings", "TransfoXLLayer", "is_exactly"]
+__all__ = ["Attention", "FeedForward", "Shared", "Surroundings", "TransfoXLLayer", "has_hooks", "is_exactly"]

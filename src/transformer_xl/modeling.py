@@ -29,7 +29,7 @@ from .cluster_losses import shared_by_two
 from .configuration import TransfoXLConfig
 from .dropout import Dropout
 from .implementations import ATTENTION_FUNCTIONS, can_train_on_cpu, is_eager_cpu
-from .layers import Shared, Surroundings, TransfoXLLayer
+from .layers import Shared, Surroundings, TransfoXLLayer, has_hooks
 from .memory import TransfoXLCache, check_mems, empty_mems
 from .outputs import TransfoXLLMHeadModelOutput, TransfoXLModelOutput, TransfoXLSequenceClassifierOutputWithPast
 from .padding import RowAlignment, split_mask
@@ -564,8 +564,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
     def _shared_table(self) -> tuple[Tensor | None, Tensor | None]:
         """The one table of embedding and softmax, twice, so that it gets one gradient; None where there is none."""
         embedding, softmax = self.transformer.word_emb.emb_layers[0], self.crit.out_layers[0]
-        is_hooked = embedding._forward_hooks or embedding._forward_pre_hooks
-        is_plain = type(embedding) is nn.Embedding and type(softmax) is nn.Linear and not is_hooked
+        is_plain = type(embedding) is nn.Embedding and type(softmax) is nn.Linear and not has_hooks(embedding)
         if not is_plain or self.config.div_val > 1 or softmax.weight is not embedding.weight:
             return None, None
         table = cast(Tensor, softmax.weight)

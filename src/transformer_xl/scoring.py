@@ -168,9 +168,8 @@ def _losses(
         sliding_window=options.sliding_window,
     )
     segment_len = model.config.tgt_len if options.tgt_len is None else options.tgt_len
-    n_at_once = segment_len * segments_at_once(model, segment_len, batch_size=1)
-    if options.sliding_window:
-        n_at_once = WINDOWS_AT_ONCE
+    n_segments = segments_at_once(model, segment_len, batch_size=1)
+    n_at_once = WINDOWS_AT_ONCE if options.sliding_window else segment_len * n_segments
     last_id = eos_id
     if last_id is None:
         first, word = next(words)
