@@ -291,15 +291,14 @@ def test_gradients_with_dropout_equal_those_of_the_formula_with_the_same_mask(ki
     assert_equal(torch.autograd.grad((actual * weight).sum(), leaves), expected_gradients)
 
 
-@pytest.mark.parametrize("shift", [0.0, 59.0, -59.0, 61.0, -300.0, 1e4])
+@pytest.mark.parametrize("shift", [0.0, 35.0, -35.0, 59.0, -59.0, 61.0, -300.0, 1e4])
 @pytest.mark.parametrize("spread", [1.0, 40.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_exponentials_are_a_softmax_wherever_the_scores_lie(shift, spread, dtype):
     scores = torch.randn(1, 2, 3, 2000, generator=torch.Generator().manual_seed(0)).mul(spread).add(shift).to(dtype)
     visible = VisibleKeys(3, 1997, span=1998, device=CPU)
-    scores.masked_fill_(~visible.mask, float("-inf"))
     precision = torch.promote_types(dtype, torch.float32)
-    expected = scores.double().softmax(-1).flatten(0, 1)
+    expected = scores.double().masked_fill(~visible.mask, float("-inf")).softmax(-1).flatten(0, 1)
     weights, sums = blocked_attention.exponentials(scores.clone(), visible)
     is_visible = visible.mask.expand_as(scores).flatten(0, 1)
     assert not weights[~is_visible].any()
@@ -309,6 +308,20 @@ def test_exponentials_are_a_softmax_wherever_the_scores_lie(shift, spread, dtype
     assert_close((weights.double() / sums), expected, rtol=tolerance, atol=1e-12)
     assert weights.isfinite().all()
     assert dtype.itemsize > 2 or weights.max() <= 1
+
+
+@pytest.mark.parametrize("place", [(0, 1, 1, 50), (0, 0, 1, 99)])
+@pytest.mark.parametrize("other", [39.0, 60.0, -60.0, 1e4, -1e4])
+def test_exponentials_of_a_row_do_not_depend_on_other_rows_or_on_the_future(place, other):
+    scores = torch.randn(1, 2, 3, 100, generator=torch.Generator().manual_seed(0))
+    visible = VisibleKeys(3, 97, span=None, device=CPU)
+    expected, sums = blocked_attention.exponentials(scores.clone(), visible)
+    scores[place] = other
+    actual, actual_sums = blocked_attention.exponentials(scores, visible)
+    changed = torch.zeros(2, 3, dtype=torch.bool)
+    changed[place[1:3]] = bool(visible.mask[0, 0, place[2], place[3]])
+    assert torch.equal(actual[~changed], expected[~changed])
+    assert torch.equal(actual_sums[~changed], sums[~changed])
 
 
 @given(

@@ -56,6 +56,8 @@ INPUTS = [
     ({"input_ids": IDS[0]}, ValueError, "input_ids has shape [5] but must be [B, Q]: add a batch dimension."),
     ({"input_ids": IDS[:, :0]}, ValueError,
      "the segment has no token: pass at least one (length 0 has no output and moves no memory)."),
+    ({"input_ids": IDS[:0]}, ValueError, "the batch has no row: pass at least one."),
+    ({"inputs_embeds": torch.zeros(0, 5, 12, dtype=F64)}, ValueError, "the batch has no row: pass at least one."),
     ({"input_ids": IDS, "inputs_embeds": torch.zeros(2, 5, 12, dtype=F64)}, ValueError,
      "input_ids and inputs_embeds must not both be given: pass one of them."),
     ({}, ValueError, "input_ids or inputs_embeds must be given, but neither was: pass one of them."),

@@ -125,7 +125,7 @@ class BlockQueries:
             self.by_distance = _with_bias(q, distance.query_bias)
 
     def scores(self, block: Block, k: Tensor) -> Tensor:
-        """Scaled scores, -inf where a query may not look, `[b, n, q, k]`; `k` are all keys, `[B, N, K, H]`."""
+        """Scaled scores `[b, n, q, k]`, of keys in the future any numbers; `k` are all keys, `[B, N, K, H]`."""
         content = self.content[block.of_queries]
         keys = k[block.of_keys].flatten(0, 1)  # [b*n, k, H]
         scores = self.room("scores", *content.shape[:3], keys.shape[1])
@@ -136,7 +136,6 @@ class BlockQueries:
             # A copy: products and softmax go matrix by matrix, or copy, where a batch has gaps.
             self._put_scores_by_distance(block, scores)
             flat.baddbmm_(content.flatten(0, 1), keys.mT, beta=self.scale, alpha=self.scale)
-        hide(scores, block.visible)
         return scores
 
     def _put_scores_by_distance(self, block: Block, scores: Tensor) -> None:
@@ -229,23 +228,30 @@ def exponentials(scores: Tensor, visible: VisibleKeys) -> tuple[Tensor, Tensor]:
     off there: it is lost in their sum either way.
 
     Args:
-        scores: -inf where a query may not look.
+        scores: finite numbers, also where a query may not look.
         visible: says where that is.
     """
     weights = scores if is_single(scores) else scores.float()
-    highest = weights.amax(-1, keepdim=True)
-    if is_single(scores):
-        highest.masked_fill_(highest.abs() < SAFE_EXPONENT, 0)
-    if highest.any():
-        weights.sub_(highest)
-    weights.clamp_(min=LEAST_EXPONENT[weights.dtype]).exp_()
+    if not is_single(scores) or not _are_moderate(scores):
+        _hide(weights, visible)
+        highest = weights.amax(-1, keepdim=True)
+        if is_single(scores):  # row by row: the future of a text must not decide how its past is rounded
+            highest.masked_fill_(highest.abs() < SAFE_EXPONENT, 0)
+        weights.sub_(highest).clamp_(min=LEAST_EXPONENT[weights.dtype])
+    weights.exp_()
     _erase(weights, visible)
     return weights.flatten(0, 1), weights.sum(-1, keepdim=True).flatten(0, 1)
 
 
-def hide(scores: Tensor, visible: VisibleKeys) -> None:
+def _are_moderate(scores: Tensor) -> bool:
+    """Whether all exponentials are far from the ends of the numbers, those of hidden scores too."""
+    lowest, highest = torch.aminmax(scores)
+    return bool((lowest > -SAFE_EXPONENT) & (highest < SAFE_EXPONENT))
+
+
+def _hide(scores: Tensor, visible: VisibleKeys) -> None:
     """Put -inf where a query may not look, into finite scores `[b, n, q, k]`."""
-    if visible.n_hidden is not None or not is_single(scores):
+    if visible.n_hidden is not None:
         scores.masked_fill_(~visible.mask, float("-inf"))
         return
     for corner, keys in _corners(visible):

@@ -83,7 +83,7 @@ class MemoryLayer(CacheLayerMixin):
     """Keys and values of the last `mem_len` positions of one layer.
 
     They lie in buffers with some free slots at the end. New positions are written there; when they are full, the last
-    `mem_len` move to the front. With a quarter of `mem_len` free, a token costs about four slots moved, whatever the
+    `mem_len` move to the front. With an eighth of `mem_len` free, a token costs about eight slots moved, whatever the
     memory's length; calls of a known length find room for two of them. Which numbers lie side by side is what the
     products ask for (docs/performance.md): all slots of a feature for keys, all features of a slot for values, but for
     values that are read by single tokens as for keys.
@@ -103,7 +103,7 @@ class MemoryLayer(CacheLayerMixin):
     def __init__(self, mem_len: int, *, call_len: int = 0) -> None:
         super().__init__()
         self.mem_len = mem_len
-        self._n_free = max(mem_len // 4, 16, 2 * call_len)
+        self._n_free = max(mem_len // 8, 16, 2 * call_len)
         self.reset()
 
     def reset(self) -> None:

@@ -220,6 +220,8 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             raise ValueError(
                 "the segment has no token: pass at least one (length 0 has no output and moves no memory)."
             )
+        if embedded.shape[0] == 0:
+            raise ValueError("the batch has no row: pass at least one.")
         return embedded
 
     def embed_ids(self, input_ids: Tensor, *, table: Tensor | None = None) -> Tensor:
