@@ -310,6 +310,14 @@ def test_exponentials_are_a_softmax_wherever_the_scores_lie(shift, spread, dtype
     assert dtype.itemsize > 2 or weights.max() <= 1
 
 
+def test_a_future_score_that_overflows_half_precision_is_not_seen():
+    scores = torch.randn(1, 2, 3, 100, generator=torch.Generator().manual_seed(0)).half()
+    visible = VisibleKeys(3, 97, span=None, device=CPU)
+    expected, _ = blocked_attention.exponentials(scores.clone(), visible)
+    scores[0, 0, 1, 99] = float("inf")
+    assert torch.equal(blocked_attention.exponentials(scores, visible)[0], expected)
+
+
 @pytest.mark.parametrize("place", [(0, 1, 1, 50), (0, 0, 1, 99)])
 @pytest.mark.parametrize("other", [39.0, 60.0, -60.0, 1e4, -1e4])
 def test_exponentials_of_a_row_do_not_depend_on_other_rows_or_on_the_future(place, other):

@@ -228,12 +228,13 @@ def exponentials(scores: Tensor, visible: VisibleKeys) -> tuple[Tensor, Tensor]:
     off there: it is lost in their sum either way.
 
     Args:
-        scores: finite numbers, also where a query may not look.
+        scores: any numbers where a query may not look.
         visible: says where that is.
     """
-    weights = scores if is_single(scores) else scores.float()
+    weights = scores
     if not is_single(scores) or not _are_moderate(scores):
-        _hide(weights, visible)
+        _hide(scores, visible)
+        weights = scores if is_single(scores) else scores.float()
         highest = weights.amax(-1, keepdim=True)
         if is_single(scores):  # row by row: the future of a text must not decide how its past is rounded
             highest.masked_fill_(highest.abs() < SAFE_EXPONENT, 0)
@@ -250,8 +251,8 @@ def _are_moderate(scores: Tensor) -> bool:
 
 
 def _hide(scores: Tensor, visible: VisibleKeys) -> None:
-    """Put -inf where a query may not look, into finite scores `[b, n, q, k]`."""
-    if visible.n_hidden is not None:
+    """Put -inf where a query may not look, into scores `[b, n, q, k]`."""
+    if visible.n_hidden is not None or not is_single(scores):  # half precision overflows, and inf - inf is no number
         scores.masked_fill_(~visible.mask, float("-inf"))
         return
     for corner, keys in _corners(visible):
