@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import assert_equal
-from transformer_xl import AdaptiveEmbedding
+from transformer_xl import AdaptiveEmbedding, adaptive, row_products
 from transformer_xl.adaptive import AdaptiveLogSoftmax, log_expected_count, log_uniform_sample
 
 KINDS = [  # n_token, d_embed, d_proj, cutoffs, div_val
@@ -122,6 +122,26 @@ def test_log_probabilities_and_losses_equal_a_loop_over_tokens(n_token, d_embed,
         torch.autograd.grad((losses * weight).sum(), leaves),
         torch.autograd.grad((expected_losses * weight).sum(), leaves),
     )
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 5, 20])
+@pytest.mark.parametrize(("n_token", "d_embed", "d_proj", "cutoffs", "div_val"), KINDS)
+def test_log_probabilities_of_few_rows_are_the_same_in_the_form_that_is_fastest_for_them(
+    n_token, d_embed, d_proj, cutoffs, div_val, n_rows, monkeypatch
+):
+    module = random_parameters(AdaptiveLogSoftmax(n_token, d_embed, d_proj, cutoffs, div_val)).float()
+    hidden = torch.randn(n_rows, 1, d_proj, generator=torch.Generator().manual_seed(0))
+    expected = module.log_prob(hidden)
+    monkeypatch.setattr(row_products, "FEWEST_WEIGHTS", 1)
+    monkeypatch.setattr(row_products, "is_amd", lambda: True)
+    taken = []
+    form = adaptive.linear_of_rows
+    monkeypatch.setattr(adaptive, "linear_of_rows", lambda *args: taken.append(1) or form(*args))
+    with torch.no_grad():
+        actual = module.log_prob(hidden)
+    assert len(taken) == 1 + len(cutoffs)
+    assert actual.is_contiguous()
+    assert_equal(actual, expected.detach())
 
 
 @pytest.mark.parametrize("cluster_bias", [-3.0, 0.0, 3.0])

@@ -19,7 +19,7 @@ def primed_cache(model, n_rows: int = 3, length: int = 5) -> TransfoXLCache:
 
 
 @torch.no_grad()
-def test_one_token_at_a_time_moves_few_slots_and_allocates_nothing():
+def test_segments_of_one_token_move_few_slots_and_allocate_once():
     layer = MemoryLayer(mem_len=160)
     moved, pointers = 0, set()
     key = torch.zeros(1, 1, 1, 2)
@@ -31,7 +31,7 @@ def test_one_token_at_a_time_moves_few_slots_and_allocates_nothing():
         first = max(0, step - 160)
         assert seen[0, 0, :, 0].tolist() == list(range(first, step + 1))
         assert layer.length == min(160, step + 1)
-    assert len(pointers) == 1
+    assert len(pointers) == 2  # free slots are there when they are needed first
     assert moved <= 8 * 1000  # an eighth of mem_len is free: eight slots a token, however long the memory
     assert layer.keys.shape[2] == 180
 
@@ -54,6 +54,42 @@ def test_segments_of_any_length_leave_the_last_positions(mem_len, lengths):
         assert torch.equal(seen, numbers[:, :, first:position])
         assert torch.equal(values, -seen)
     assert layer.length == mem_len
+
+
+@pytest.mark.parametrize("span", [None, 6, 7])
+@torch.no_grad()
+def test_single_tokens_in_a_ring_see_what_they_see_in_order(span):
+    layer = MemoryLayer(mem_len=6, span=span)
+    position = 0
+    for length in [4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 2, 0, 0, 0, 0, 0, 30, 0, 0, 7, 0]:  # 0 is a single token
+        new = torch.arange(position, position + max(length, 1.0)).view(1, 1, -1, 1).expand(2, 1, -1, 1)
+        first = max(0, position - 6)
+        position += new.shape[2]
+        if length:
+            keys, values = layer.update(new, -new)
+            assert keys[0, 0, :, 0].tolist() == list(range(first, position))
+        else:
+            flat, flat_values, oldest = layer.append(new[:, :, 0], -new[:, :, 0])
+            assert layer.keys.shape[2] == (7 if span is None else span)
+            keys, values = (states.roll(-oldest, -1).mT[:, None] for states in (flat, flat_values))
+            n_seen = min(position - first, span or 7)
+            assert keys[1, 0, :, 0].tolist() == list(range(position - n_seen, position))
+        assert torch.equal(values, -keys)
+        assert layer.length == min(position, 6)
+
+
+@torch.no_grad()
+def test_single_tokens_allocate_nothing_and_keys_stay_where_a_prompt_put_them():
+    layer = MemoryLayer(mem_len=16)
+    token = torch.zeros(1, 1, 2)
+    layer.update(torch.zeros(1, 1, 40, 2), torch.zeros(1, 1, 40, 2))
+    pointers = {layer.keys.data_ptr()}
+    values = set()
+    for _ in range(40):
+        layer.append(token, token)
+        pointers.add(layer.keys.data_ptr())
+        values.add(layer.values.data_ptr())
+    assert len(pointers) == len(values) == 1
 
 
 def test_memory_of_a_cache_has_no_history_but_the_present_segment_has():

@@ -463,7 +463,7 @@ def test_logits_to_keep_are_the_last_ones_or_those_named():
     model = tiny_model()
     ids = random_ids(2, 5)
     whole = model(ids).logits
-    assert torch.equal(model(ids, logits_to_keep=2).logits, whole[:, -2:])
+    assert_equal(model(ids, logits_to_keep=2).logits, whole[:, -2:])
     assert_equal(model(ids, logits_to_keep=torch.tensor([0, 3])).logits, whole[:, [0, 3]])
 
 

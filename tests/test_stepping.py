@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from torch import nn
 
 from models import assert_equal, random_ids, run_segments, settings_of_models, tiny_model
-from transformer_xl.stepping import FEWEST_ROWS, MOST_ROWS, TokenStep, linear_of_rows
+from transformer_xl import row_products
+from transformer_xl.stepping import TokenStep
 
 
 @torch.no_grad()
@@ -36,18 +37,14 @@ def test_single_tokens_get_what_the_layers_give(changes):
     assert_equal(actual, scores_of_tokens(model, ids))
 
 
-@pytest.mark.parametrize("n_rows", [1, FEWEST_ROWS - 1, FEWEST_ROWS, MOST_ROWS, MOST_ROWS + 1])
-def test_linear_maps_of_any_number_of_rows_are_the_same(n_rows):
-    generator = torch.Generator().manual_seed(0)
-    states, weight, bias = (torch.randn(shape, generator=generator) for shape in ((n_rows, 6), (5, 6), (5,)))
-    assert_equal(linear_of_rows(states, weight, bias), nn.functional.linear(states, weight, bias))
-    assert_equal(linear_of_rows(states, weight, None), nn.functional.linear(states, weight))
-
-
+@pytest.mark.parametrize("is_amd", [False, True])
+@pytest.mark.parametrize("n_rows", [1, 2, 5, 12, 20])
 @pytest.mark.parametrize("changes", [{}, {"pre_lnorm": True}, {"attn_type": 1}, {"untie_r": False, "clamp_len": 3}])
-def test_single_tokens_of_many_rows_get_what_the_layers_give(changes, steps):
+def test_single_tokens_of_many_rows_get_what_the_layers_give(changes, n_rows, is_amd, steps, monkeypatch):
+    monkeypatch.setattr(row_products, "FEWEST_WEIGHTS", 1)
+    monkeypatch.setattr(row_products, "is_amd", lambda: is_amd)
     model = tiny_model(**changes).float()
-    ids = random_ids(FEWEST_ROWS + 2, 14)
+    ids = random_ids(n_rows, 14)
     actual = scores_of_tokens(model, ids)
     assert len(steps) == 11
     model.set_attn_implementation("eager")

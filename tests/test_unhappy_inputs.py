@@ -283,6 +283,11 @@ CACHES = {
         lambda: cache_of(n_head=2, d_head=6), ValueError,
         "past_key_values has n_head=2 and d_head=6 but the model has n_head=3 and d_head=4: start a new cache.",
     ),
+    "span": (
+        lambda: cache_of(same_length=False), ValueError,
+        "past_key_values has span=None but the model has span=6 (keys that a query may see, by same_length and "
+        "span_counts_self): start a new cache.",
+    ),
     "format": (
         lambda: cache_of(dtype=torch.float32), TypeError,
         "past_key_values is torch.float32 but the model computes in torch.float64: convert with "

@@ -168,13 +168,16 @@ class BlockQueries:
         return held[:size].view(shape)
 
 
-def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor, distance: DistanceTerms) -> Tensor:
+def attend_one(
+    q: Tensor, keys: Tensor, values: Tensor, *, oldest: int, content_bias: Tensor, distance: DistanceTerms
+) -> Tensor:
     """`eager_attention` for one query a row, which sees all keys, without gradients.
 
     Args:
         q: `[B, N, H]`.
         keys: `[B*N, H, K]`, one feature of all keys after the other: the order in which one query reads them fastest.
         values: laid out like `keys`.
+        oldest: which key is farthest away; those after it are nearer and nearer, then those from the first on.
         content_bias: u, `[N, H]`.
         distance: as for `eager_attention`.
 
@@ -185,7 +188,10 @@ def attend_one(q: Tensor, keys: Tensor, values: Tensor, *, content_bias: Tensor,
     scale, k_len = size**-0.5, keys.shape[-1]
     with_bias = q if distance.query_bias is None else q + distance.query_bias
     by_distance = with_farther(scores_of_terms(with_bias.transpose(0, 1), distance.last(k_len)), k_len)  # [N, B, K]
-    scores = by_distance.transpose(0, 1).reshape(n_batch * n_heads, 1, k_len)
+    scores = by_distance.transpose(0, 1)
+    if oldest:
+        scores = torch.cat([scores[..., k_len - oldest :], scores[..., : k_len - oldest]], dim=-1)
+    scores = scores.reshape(n_batch * n_heads, 1, k_len)
     content = (q + content_bias).reshape(n_batch * n_heads, 1, size)
     scores = scores.baddbmm_(content, keys, beta=scale, alpha=scale)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)

@@ -82,14 +82,17 @@ def check_mems(mems: Any, config: TransfoXLConfig, *, batch_size: int, dtype: to
 class MemoryLayer(CacheLayerMixin):
     """Keys and values of the last `mem_len` positions of one layer.
 
-    They lie in buffers with some free slots at the end. New positions are written there; when they are full, the last
-    `mem_len` move to the front. With an eighth of `mem_len` free, a token costs about eight slots moved, whatever the
-    memory's length; calls of a known length find room for two of them. Which numbers lie side by side is what the
-    products ask for (docs/performance.md): all slots of a feature for keys, all features of a slot for values, but for
-    values that are read by single tokens as for keys.
+    For single tokens (`append`) they lie in a ring of as many slots as a token sees, where it takes the place of the
+    oldest one. Segments want to see them in order: they lie in buffers with some free slots at the end, which short
+    segments get when the first of them finds no room. New positions are written there; when they are full, the last
+    `mem_len` move to the front. With an eighth of `mem_len` free, a position costs about eight slots moved, whatever
+    the memory's length; calls of a known length find room for two of them. Which numbers lie side by side is what the
+    products ask for (docs/performance.md): all slots of a feature for keys, and for values in a ring; all features of a
+    slot for values that segments read.
 
     Args:
         mem_len: M at most.
+        span: number of keys that a query may see at most, itself included, `mem_len` or one more; None for all.
         call_len: the length that most calls will have; 0 if nobody knows.
 
     Attributes:
@@ -100,10 +103,12 @@ class MemoryLayer(CacheLayerMixin):
 
     is_sliding = True
 
-    def __init__(self, mem_len: int, *, call_len: int = 0) -> None:
+    def __init__(self, mem_len: int, *, span: int | None = None, call_len: int = 0) -> None:
         super().__init__()
         self.mem_len = mem_len
+        self._n_in_ring = mem_len + 1 if span is None else span
         self._n_free = max(mem_len // 8, 16, 2 * call_len)
+        self._n_at_start = mem_len + self._n_free if call_len else self._n_in_ring
         self.reset()
 
     def reset(self) -> None:
@@ -111,16 +116,15 @@ class MemoryLayer(CacheLayerMixin):
         self.is_initialized = False
         self.distance: DistanceTerms | None = None
         self.keys = self.values = torch.empty(0, 0, 0, 0)
-        self._is_for_tokens = False  # the order of the values
-        self._start = self._end = 0
+        self._is_ring = False  # then position p is in slot p % slots
+        self._start = self._end = 0  # positions that the next call will see
 
     def start(self, empty_key: Tensor, empty_value: Tensor, *, batch_size: int, length: int) -> None:
         """Begin with `length` slots that hold `empty_key` and `empty_value`, `[N, H]` each."""
         self._empty = (empty_key, empty_value)
-        capacity = self.mem_len + self._n_free
-        self.keys = empty_key[None, :, :, None].repeat(batch_size, 1, 1, capacity).mT
-        self.values = empty_value[None, :, None].repeat(batch_size, 1, capacity, 1)
-        self._is_for_tokens = False
+        self.keys = empty_key[None, :, :, None].repeat(batch_size, 1, 1, self._n_at_start).mT
+        self.values = empty_value[None, :, None].repeat(batch_size, 1, self._n_at_start, 1)
+        self._is_ring = False
         self._start, self._end = 0, length
         self.is_initialized = True
 
@@ -156,8 +160,11 @@ class MemoryLayer(CacheLayerMixin):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        n_new = key_states.shape[-2]
-        fits = self.length + n_new <= self.keys.shape[-2]
+        n_new, n_slots = key_states.shape[-2], self.keys.shape[2]
+        has_no_room = self._end + n_new > n_slots and n_new <= self._n_free and n_slots < self.mem_len + self._n_free
+        if self._is_ring or has_no_room:
+            self._lay_out(self.mem_len + self._n_free, is_ring=False)
+        fits = self.length + n_new <= self.keys.shape[2]
         if torch.is_grad_enabled() or order is not None or not fits:
             # The buffers hold no history: gradients end where memory begins.
             seen = [
@@ -168,50 +175,70 @@ class MemoryLayer(CacheLayerMixin):
                 seen = [order(states, dim=2) for states in seen]
             self._keep_last(seen)
             return seen[0], seen[1]
-        if n_new > 1:
-            self._order_values(for_tokens=False)
+        self._make_room(n_new)
         start, end = self._advance(n_new)
         self.keys[:, :, end - n_new : end] = key_states
         self.values[:, :, end - n_new : end] = value_states
         return self.keys[:, :, start:end], self.values[:, :, start:end]
 
-    def append(self, key: Tensor, value: Tensor, *, span: int | None) -> tuple[Tensor, Tensor]:
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, int]:
         """What `update` does for one token of each row, without gradients and quicker.
 
         Args:
             key: `[B, N, H]`.
             value: likewise.
-            span: number of keys that the token may see at most, itself included; None for all.
 
         Returns:
-            Keys and values that it sees, `[B*N, H, seen]`, views that the next call may overwrite.
+            Keys and values that it sees, `[B*N, H, seen]`, views that the next call may overwrite; and which of them is
+            the oldest: the ones after it follow in order, then those from the first on.
         """
-        self._order_values(for_tokens=True)
-        start, end = self._advance(1)
-        n_seen = end - start if span is None else min(end - start, span)
+        n_slots = self._n_in_ring
+        if not self._is_ring:
+            self._lay_out(n_slots, is_ring=True)
+        slot = self._end % n_slots
+        self._advance(1)
+        n_seen = min(self._end, n_slots)
         seen = []
         for buffer, new in ((self.keys, key), (self.values, value)):
-            buffer.select(2, end - 1).copy_(new)
-            seen.append(buffer.mT.flatten(0, 1).narrow(2, end - n_seen, n_seen))
-        return seen[0], seen[1]
+            buffer.select(2, slot).copy_(new)
+            seen.append(buffer.mT.flatten(0, 1).narrow(2, 0, n_seen))
+        return seen[0], seen[1], (slot + 1) % n_seen
 
-    def _order_values(self, *, for_tokens: bool) -> None:
-        """Turn the values over where they do not lie as single tokens, or else segments, read them fastest."""
-        if self._is_for_tokens != for_tokens:
-            self.values = self.values.mT.contiguous().mT if for_tokens else self.values.contiguous()
-            self._is_for_tokens = for_tokens
+    def _lay_out(self, n_slots: int, *, is_ring: bool) -> None:
+        """Put the memory into buffers of `n_slots`, the oldest position first, as single tokens or segments read it."""
+        length = self.length
+        if self._is_ring or self._start or self.keys.shape[2] != n_slots:
+            keys, self.keys = self._in_order(self.keys), _empty_slots(self.keys, n_slots, by_feature=True)
+            self.keys[:, :, :length] = keys
+        values, self.values = self._in_order(self.values), _empty_slots(self.values, n_slots, by_feature=is_ring)
+        self.values[:, :, :length] = values
+        self._is_ring = is_ring
+        self._start, self._end = 0, length
+
+    def _in_order(self, buffer: Tensor) -> Tensor:
+        """The slots that the next call will see, `[B, N, M, H]`, the oldest first."""
+        n_slots = buffer.shape[2]
+        start = self._start % n_slots if self._is_ring else self._start
+        end = start + self.length
+        if end <= n_slots:
+            return buffer[:, :, start:end]
+        return torch.cat([buffer[:, :, start:], buffer[:, :, : end - n_slots]], dim=2)
+
+    def _make_room(self, n_new: int) -> None:
+        """Move the memory to the front where `n_new` slots, which must fit, have none after it."""
+        if self._end + n_new <= self.keys.shape[2]:
+            return
+        length, distance = self.length, self._start
+        at_once = max(distance, -(-length // 8))
+        for buffer in (self.keys, self.values):
+            for at in range(0, length, at_once):
+                n = min(at_once, length - at)
+                moved = buffer.narrow(2, at + distance, n)
+                buffer.narrow(2, at, n).copy_(moved if n <= distance else moved.clone())
+        self._start, self._end = 0, length
 
     def _advance(self, n_new: int) -> tuple[int, int]:
-        """Make room for `n_new` slots, which must fit; the slots that they see, they included, are those between."""
-        if self._end + n_new > self.keys.shape[2]:
-            length, distance = self.length, self._start
-            at_once = max(distance, -(-length // 8))
-            for buffer in (self.keys, self.values):
-                for at in range(0, length, at_once):
-                    n = min(at_once, length - at)
-                    moved = buffer.narrow(2, at + distance, n)
-                    buffer.narrow(2, at, n).copy_(moved if n <= distance else moved.clone())
-            self._start, self._end = 0, length
+        """Count `n_new` positions; those that they see, they included, are between the two that it gives."""
         start, end = self._start, self._end + n_new
         self._start, self._end = max(start, end - self.mem_len), end
         return start, end
@@ -233,7 +260,7 @@ class MemoryLayer(CacheLayerMixin):
     def map_rows(self, take: Callable[[Tensor], Tensor]) -> None:
         """Replace the buffers by `take` of them, which selects or repeats rows (dim 0)."""
         self.keys = take(self.keys.mT).mT
-        self.values = take(self.values.mT).mT if self._is_for_tokens else take(self.values)
+        self.values = take(self.values.mT).mT if self._is_ring else take(self.values)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Move and convert everything that is held."""
@@ -283,8 +310,10 @@ class TransfoXLCache(Cache):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
         call_len = 0 if segment_len is None else segment_len * n_segments
-        super().__init__(layers=[MemoryLayer(config.mem_len, call_len=call_len) for _ in range(config.n_layer)])
+        layers = [MemoryLayer(config.mem_len, span=config.span, call_len=call_len) for _ in range(config.n_layer)]
+        super().__init__(layers=layers)
         self.mem_len = config.mem_len
+        self.span = config.span
         self.segment_len = segment_len
         self.reset()
 
@@ -370,6 +399,14 @@ class TransfoXLCache(Cache):
             "TransfoXLCache cannot be cropped: tokens that left the memory cannot come back, so this model can take no "
             "part in assisted generation. Copy the cache before the tokens instead."
         )
+
+
+def _empty_slots(buffer: Tensor, n_slots: int, *, by_feature: bool) -> Tensor:
+    """Another buffer, `[B, N, n_slots, H]`, with all slots of a feature side by side, or all features of a slot."""
+    n_batch, n_head, _, size = buffer.shape
+    if by_feature:
+        return buffer.new_empty(n_batch, n_head, size, n_slots).mT
+    return buffer.new_empty(n_batch, n_head, n_slots, size)
 
 
 def _check_row_mask(mask: Tensor, batch_size: int) -> None:

@@ -278,6 +278,11 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
                 f"past_key_values has {len(cache)} layers and mem_len={cache.mem_len} but the model has "
                 f"n_layer={self.config.n_layer} and mem_len={self.config.mem_len}: start a new cache."
             )
+        if cache.span != self.config.span:
+            raise ValueError(
+                f"past_key_values has span={cache.span} but the model has span={self.config.span} (keys that a query "
+                "may see, by same_length and span_counts_self): start a new cache."
+            )
         if cache.batch_size not in (None, batch_size):
             raise ValueError(
                 f"past_key_values holds {cache.batch_size} rows but the input has {batch_size}: pass as many rows, "
@@ -387,7 +392,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             return None
         k_len, is_shaw = cache.memory_len + 1, self.config.attn_type == 1
         of_all = None if is_shaw else self._shared(0, k_len)
-        last = step(hidden, cache.layers, span=around.visible.span, shared=lambda i: of_all or self._shared(i, k_len))
+        last = step(hidden, cache.layers, shared=lambda i: of_all or self._shared(i, k_len))
         cache.advance(None, 1)
         dropped: Tensor = self.output_drop(last)
         return dropped

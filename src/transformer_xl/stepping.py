@@ -20,9 +20,9 @@ from .blocked_attention import attend_one
 from .dropout import Dropout
 from .layers import Attention, FeedForward, Shared, TransfoXLLayer, is_exactly
 from .memory import MemoryLayer
+from .row_products import can_choose_form, linear_of_rows
 
 Map = Callable[[Tensor], Tensor]
-FEWEST_ROWS, MOST_ROWS = 10, 48  # of states x, where W x is faster than x W: half of the time at best
 
 
 class _Layer(NamedTuple):
@@ -73,14 +73,12 @@ class TokenStep:
         hidden: Tensor,
         memory: Sequence[MemoryLayer],
         *,
-        span: int | None,
         shared: Callable[[int], Shared],
     ) -> Tensor:
         """The layers' output `[B, 1, D]` for `hidden [B, 1, D]`; changes `memory`.
 
         Args:
             memory: keys and values of each layer.
-            span: number of keys that the token may see at most, itself included; None for all.
             shared: what the model owns of the attention of the layer with that number.
         """
         n_batch = hidden.shape[0]
@@ -89,12 +87,12 @@ class TokenStep:
             attention, of_model = layer.attention, shared(i)
             projected = layer.query_key_value(layer.attention_norm(x) if self._pre_lnorm else x)
             q, key, value = projected.view(n_batch, 3, attention.n_head, attention.d_head).unbind(1)  # [B, N, H]
-            keys, values = past.append(key, value, span=span)
+            keys, values, oldest = past.append(key, value)
             distance = past.distance if of_model.table is None else of_model.table
             content_bias = attention.r_w_bias if attention.has_own_biases else of_model.content_bias
             assert distance is not None
             assert content_bias is not None
-            attended = attend_one(q, keys, values, content_bias=content_bias, distance=distance)
+            attended = attend_one(q, keys, values, oldest=oldest, content_bias=content_bias, distance=distance)
             x = layer.output(attended.view(n_batch, -1)) + x
             if self._pre_lnorm:
                 x = layer.outer(layer.inner(layer.norm(x)).relu_()) + x
@@ -135,17 +133,9 @@ def _map_of(module: nn.Module) -> Map:
     if not (isinstance(module, nn.Linear) and is_exactly(module, nn.Linear)):
         return module
     weight, bias = module.weight, module.bias
-    if type(weight) is not nn.Parameter or weight.dtype != torch.float32:
+    if not can_choose_form(weight):
         return lambda states: F.linear(states, weight, bias)  # by position: quantised weights look for them there
     return lambda states: linear_of_rows(states, weight, bias)
-
-
-def linear_of_rows(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `F.linear` gives for `states [B, in]`, `[B, out]`, in the order of factors that B rows are faster in."""
-    if not FEWEST_ROWS <= states.shape[0] <= MOST_ROWS:
-        return F.linear(states, weight, bias)
-    product = weight @ states.T if bias is None else torch.addmm(bias[:, None], weight, states.T)
-    return product.T
 
 
 def _norm_of(norm: nn.LayerNorm) -> Map:
@@ -155,4 +145,4 @@ def _norm_of(norm: nn.LayerNorm) -> Map:
     return normalise
 
 
-__all__ = ["TokenStep", "linear_of_rows"]
+__all__ = ["TokenStep"]
