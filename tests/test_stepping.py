@@ -61,6 +61,29 @@ def test_segments_between_single_tokens_are_remembered(steps):
         assert_equal(actual, run_segments(model, ids, lengths, use_cache=True)[0])
 
 
+@pytest.mark.parametrize("changes", [{}, {"attn_type": 1}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_single_tokens_in_half_precision_are_remembered_in_single_precision(dtype, changes, steps):
+    model, ids = tiny_model(dtype=dtype, attn_implementation="sdpa", **changes), random_ids(2, 16)
+    lengths = [6, 1, 1, 4, 1, 1, 1, 1]
+    cache, dtypes, scores = None, [], []
+    for segment in ids.split(lengths, dim=1):
+        output = model(segment, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        scores.append(output.logits)
+        held = [cache.layers[0].keys, cache.layers[0].values, getattr(cache.layers[0].distance, "keys", None)]
+        assert len({tensor.dtype for tensor in held if tensor is not None}) == 1
+        dtypes.append(held[0].dtype)
+        assert cache.layers[0].dtype == dtype
+    assert dtypes == [torch.float32 if length == 1 else dtype for length in lengths]
+    assert len(steps) == 6
+    assert copy.deepcopy(cache).to(dtype=torch.float64).layers[0].values.dtype == torch.float64
+    model.set_attn_implementation("eager")
+    expected = run_segments(model, ids, lengths, use_cache=True)[0]
+    torch.testing.assert_close(torch.cat(scores, dim=1).exp(), expected.exp(), rtol=5e-2, atol=5e-2)
+
+
 def test_the_short_way_is_taken_once_the_distances_are_known(steps):
     scores_of_tokens(tiny_model(), random_ids(2, 9))
     assert len(steps) == 6

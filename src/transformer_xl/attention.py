@@ -41,6 +41,13 @@ class DistanceTerms(NamedTuple):
         score_bias = None if self.score_bias is None else self.score_bias[:, -k_len:]
         return DistanceTerms(self.keys[:, -k_len:], self.query_bias, score_bias)
 
+    def to(self, dtype: torch.dtype) -> "DistanceTerms":
+        """The terms in that dtype, themselves where they have it."""
+        query_bias = None if self.query_bias is None else self.query_bias.to(dtype)
+        return DistanceTerms(
+            self.keys.to(dtype), query_bias, None if self.score_bias is None else self.score_bias.to(dtype)
+        )
+
     def of_heads(self, heads: slice) -> "DistanceTerms":
         """The terms of some heads (views)."""
         query_bias = None if self.query_bias is None else self.query_bias[heads]

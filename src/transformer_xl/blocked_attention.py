@@ -175,7 +175,8 @@ def attend_one(
 
     Args:
         q: `[B, N, H]`.
-        keys: `[B*N, H, K]`, one feature of all keys after the other: the order in which one query reads them fastest.
+        keys: `[B*N, H, K]` in float32 or better, one feature of all keys after the other: the order in which one query
+            reads them fastest.
         values: laid out like `keys`.
         oldest: which key is farthest away; those after it are nearer and nearer, then those from the first on.
         content_bias: u, `[N, H]`.
@@ -186,20 +187,16 @@ def attend_one(
     """
     n_batch, n_heads, size = q.shape
     scale, k_len = size**-0.5, keys.shape[-1]
-    with_bias = q if distance.query_bias is None else q + distance.query_bias
-    by_distance = with_farther(scores_of_terms(with_bias.transpose(0, 1), distance.last(k_len)), k_len)  # [N, B, K]
+    query, distance = q.to(keys.dtype), distance.last(k_len).to(keys.dtype)
+    with_bias = query if distance.query_bias is None else query + distance.query_bias
+    by_distance = with_farther(scores_of_terms(with_bias.transpose(0, 1), distance), k_len)  # [N, B, K]
     scores = by_distance.transpose(0, 1)
     if oldest:
         scores = torch.cat([scores[..., k_len - oldest :], scores[..., : k_len - oldest]], dim=-1)
     scores = scores.reshape(n_batch * n_heads, 1, k_len)
-    content = (q + content_bias).reshape(n_batch * n_heads, 1, size)
+    content = (query + content_bias).reshape(n_batch * n_heads, 1, size)
     scores = scores.baddbmm_(content, keys, beta=scale, alpha=scale)
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
-    if values.dtype in (torch.float32, torch.float64):
-        attended = torch.bmm(weights, values.mT)
-    else:  # in half precision torch would copy the transposed values
-        attended = torch.bmm(values, weights.mT)
-    return attended.view(n_batch, n_heads, size)
+    return torch.bmm(scores.softmax(-1), values.mT).view(n_batch, n_heads, size).to(q.dtype)
 
 
 def scores_of_terms(queries: Tensor, near: DistanceTerms, *, out: Tensor | None = None) -> Tensor:

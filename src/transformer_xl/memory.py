@@ -88,7 +88,7 @@ class MemoryLayer(CacheLayerMixin):
     `mem_len` move to the front. With an eighth of `mem_len` free, a position costs about eight slots moved, whatever
     the memory's length; calls of a known length find room for two of them. Which numbers lie side by side is what the
     products ask for (docs/performance.md): all slots of a feature for keys, and for values in a ring; all features of a
-    slot for values that segments read.
+    slot for values that segments read. A ring is in float32 or better, as single tokens read half precision slower.
 
     Args:
         mem_len: M at most.
@@ -135,6 +135,11 @@ class MemoryLayer(CacheLayerMixin):
             value_states.new_zeros(value_states.shape[1::2]),
         )
         self.start(empty_key, empty_value, batch_size=key_states.shape[0], length=0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What keys and values come in."""
+        return self._empty[0].dtype
 
     @property
     def length(self) -> int:
@@ -207,11 +212,13 @@ class MemoryLayer(CacheLayerMixin):
     def _lay_out(self, n_slots: int, *, is_ring: bool) -> None:
         """Put the memory into buffers of `n_slots`, the oldest position first, as single tokens or segments read it."""
         length = self.length
-        if self._is_ring or self._start or self.keys.shape[2] != n_slots:
-            keys, self.keys = self._in_order(self.keys), _empty_slots(self.keys, n_slots, by_feature=True)
+        dtype = torch.promote_types(self.dtype, torch.float32) if is_ring else self.dtype
+        if self._is_ring or self._start or self.keys.shape[2] != n_slots or self.keys.dtype != dtype:
+            keys, self.keys = self._in_order(self.keys), _empty_slots(self.keys, n_slots, dtype, by_feature=True)
             self.keys[:, :, :length] = keys
-        values, self.values = self._in_order(self.values), _empty_slots(self.values, n_slots, by_feature=is_ring)
+        values, self.values = self._in_order(self.values), _empty_slots(self.values, n_slots, dtype, by_feature=is_ring)
         self.values[:, :, :length] = values
+        self.distance = None if self.distance is None else self.distance.to(dtype)
         self._is_ring = is_ring
         self._start, self._end = 0, length
 
@@ -264,6 +271,8 @@ class MemoryLayer(CacheLayerMixin):
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Move and convert everything that is held."""
+        if self._is_ring:
+            self._lay_out(self._n_in_ring, is_ring=False)
         self.keys, self.values = (buffer.to(device=device, dtype=dtype) for buffer in (self.keys, self.values))
         empty_key, empty_value = (empty.to(device=device, dtype=dtype) for empty in self._empty)
         self._empty = (empty_key, empty_value)
@@ -401,12 +410,12 @@ class TransfoXLCache(Cache):
         )
 
 
-def _empty_slots(buffer: Tensor, n_slots: int, *, by_feature: bool) -> Tensor:
+def _empty_slots(buffer: Tensor, n_slots: int, dtype: torch.dtype, *, by_feature: bool) -> Tensor:
     """Another buffer, `[B, N, n_slots, H]`, with all slots of a feature side by side, or all features of a slot."""
     n_batch, n_head, _, size = buffer.shape
     if by_feature:
-        return buffer.new_empty(n_batch, n_head, size, n_slots).mT
-    return buffer.new_empty(n_batch, n_head, n_slots, size)
+        return buffer.new_empty(n_batch, n_head, size, n_slots, dtype=dtype).mT
+    return buffer.new_empty(n_batch, n_head, n_slots, size, dtype=dtype)
 
 
 def _check_row_mask(mask: Tensor, batch_size: int) -> None:

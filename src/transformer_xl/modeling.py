@@ -295,9 +295,9 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
                     f"past_key_values has n_head={heads[0]} and d_head={heads[1]} but the model has "
                     f"n_head={self.config.n_head} and d_head={self.config.d_head}: start a new cache."
                 )
-            if cache.layers[0].keys.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+            if cache.layers[0].dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
                 raise TypeError(
-                    f"past_key_values is {cache.layers[0].keys.dtype} but the model computes in {hidden.dtype}: "
+                    f"past_key_values is {cache.layers[0].dtype} but the model computes in {hidden.dtype}: "
                     "convert with cache.to(dtype=model.dtype)."
                 )
         if has_mems and cache.batch_size is not None:
