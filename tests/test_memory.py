@@ -163,6 +163,21 @@ def test_rows_are_reordered_repeated_and_selected():
 
 
 @torch.no_grad()
+def test_rows_of_a_ring_stay_as_single_tokens_read_them():
+    model = tiny_model(initial_memory="empty", attn_implementation="sdpa")
+    cache = primed_cache(model)
+    ids = random_ids(3, 5, seed=4)
+    for i in range(4):
+        model(ids[:, i : i + 1], past_key_values=cache)
+    expected = model(ids[:, 4:], past_key_values=copy.deepcopy(cache)).logits
+    order = torch.tensor([2, 0, 0])
+    cache.reorder_cache(order)
+    for buffer in (cache.layers[0].keys, cache.layers[0].values):
+        assert buffer.mT.is_contiguous()
+    assert_equal(model(ids[order, 4:], past_key_values=cache).logits, expected[order])
+
+
+@torch.no_grad()
 def test_reset_starts_anew_with_any_batch_size():
     model = tiny_model()
     cache = primed_cache(model)

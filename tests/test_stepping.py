@@ -61,7 +61,7 @@ def test_segments_between_single_tokens_are_remembered(steps):
         assert_equal(actual, run_segments(model, ids, lengths, use_cache=True)[0])
 
 
-@pytest.mark.parametrize("changes", [{}, {"attn_type": 1}])
+@pytest.mark.parametrize("changes", [{}, {"attn_type": 1}, {"initial_memory": "empty"}])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_single_tokens_in_half_precision_are_remembered_in_single_precision(dtype, changes, steps):
@@ -78,7 +78,13 @@ def test_single_tokens_in_half_precision_are_remembered_in_single_precision(dtyp
         assert cache.layers[0].dtype == dtype
     assert dtypes == [torch.float32 if length == 1 else dtype for length in lengths]
     assert len(steps) == 6
-    assert copy.deepcopy(cache).to(dtype=torch.float64).layers[0].values.dtype == torch.float64
+    other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+    moved = copy.deepcopy(cache).to(dtype=other)
+    assert moved.layers[0].keys.dtype == moved.layers[0].values.dtype == moved.layers[0].dtype == other
+    moved.to(dtype=dtype)
+    for _ in range(2):  # the first one has to project the distances again
+        model(ids[:, :1], past_key_values=moved)
+    assert moved.layers[0].values.dtype == torch.float32
     model.set_attn_implementation("eager")
     expected = run_segments(model, ids, lengths, use_cache=True)[0]
     torch.testing.assert_close(torch.cat(scores, dim=1).exp(), expected.exp(), rtol=5e-2, atol=5e-2)

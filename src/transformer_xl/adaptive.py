@@ -344,7 +344,7 @@ def _linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.linear` of `states [..., in]`, in the form that so few of them are fastest in."""
     if torch.is_grad_enabled() or not is_eager_cpu(states) or not can_choose_form(weight):
         return F.linear(states, weight, bias)
-    logits = linear_of_rows(states.reshape(-1, states.shape[-1]), weight, bias).contiguous()
+    logits = linear_of_rows(states.reshape(-1, states.shape[-1]), weight, bias)
     return logits.view(*states.shape[:-1], -1)
 
 

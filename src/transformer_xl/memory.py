@@ -225,7 +225,7 @@ class MemoryLayer(CacheLayerMixin):
     def _in_order(self, buffer: Tensor) -> Tensor:
         """The slots that the next call will see, `[B, N, M, H]`, the oldest first."""
         n_slots = buffer.shape[2]
-        start = self._start % n_slots if self._is_ring else self._start
+        start = self._start % n_slots
         end = start + self.length
         if end <= n_slots:
             return buffer[:, :, start:end]
