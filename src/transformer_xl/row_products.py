@@ -10,7 +10,6 @@ Shapes: B rows.
 import platform
 from collections.abc import Callable
 from functools import cache
-from math import gcd
 from pathlib import Path
 
 import torch
@@ -47,10 +46,9 @@ def fastest_form(n_rows: int, n_out: int, n_in: int) -> Form:
         return F.linear
     if not is_amd():
         return weight_first if n_rows in WEIGHT_FIRST_ROWS else F.linear
-    has_parts = _n_parts(n_out) > 1
-    if has_parts and n_rows == 1 and n_in < LONG_ROW:
+    if n_rows == 1 and n_in < LONG_ROW:
         return row_last_by_parts
-    if has_parts and (n_rows == 1 or n_rows in ROWS_FIRST_BY_PARTS_ON_AMD):
+    if n_rows == 1 or n_rows in ROWS_FIRST_BY_PARTS_ON_AMD:
         return rows_first_by_parts
     return weight_first if n_rows in WEIGHT_FIRST_ROWS_ON_AMD else F.linear
 
@@ -63,25 +61,38 @@ def weight_first(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def row_last_by_parts(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` of one row as a batch of `W_i x`, where the `W_i` are equal parts of W's rows."""
-    n_parts = _n_parts(weight.shape[0])
-    parts = weight.view(n_parts, -1, weight.shape[1])
-    columns = states[0].expand(n_parts, 1, -1).mT  # with strides of columns, or MKL takes four times as long
-    product = torch.bmm(parts, columns) if bias is None else torch.baddbmm(bias.view(n_parts, -1, 1), parts, columns)
-    return product.view(1, -1)
+
+    def product(parts: Tensor, biases: Tensor | None) -> Tensor:
+        columns = states[0].expand(len(parts), 1, -1).mT  # with strides of columns, or MKL takes four times as long
+        if biases is None:
+            return torch.bmm(parts, columns).view(1, -1)
+        return torch.baddbmm(biases[:, :, None], parts, columns).view(1, -1)
+
+    return _by_parts(product, states, weight, bias)
 
 
 def rows_first_by_parts(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` as a batch of `x W_i`, where the `W_i` are equal parts of W's rows."""
-    n_parts = _n_parts(weight.shape[0])
-    parts = weight.view(n_parts, -1, weight.shape[1]).mT
-    rows = states.expand(n_parts, -1, -1)
-    product = torch.bmm(rows, parts) if bias is None else torch.baddbmm(bias.view(n_parts, 1, -1), rows, parts)
-    return product.transpose(0, 1).flatten(1)
+
+    def product(parts: Tensor, biases: Tensor | None) -> Tensor:
+        rows = states.expand(len(parts), -1, -1)
+        made = torch.bmm(rows, parts.mT) if biases is None else torch.baddbmm(biases[:, None], rows, parts.mT)
+        return made.transpose(0, 1).flatten(1)
+
+    return _by_parts(product, states, weight, bias)
 
 
-def _n_parts(n_out: int) -> int:
-    """How many equal parts of a weight's rows the cores share; one core takes two, for the shape's sake."""
-    return gcd(n_out, max(2, torch.get_num_threads()))
+def _by_parts(
+    product: Callable[[Tensor, Tensor | None], Tensor], states: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The product with parts of the weight, `[parts, rows, in]`, and of the bias; rows that are left over come last."""
+    n_parts = min(max(2, torch.get_num_threads()), len(weight))  # one core takes two, too, for the shape's sake
+    n_left = len(weight) % n_parts
+    if n_left == 0:
+        return product(weight.unflatten(0, (n_parts, -1)), None if bias is None else bias.view(n_parts, -1))
+    whole = len(weight) - n_left
+    parts = weight[:whole].unflatten(0, (n_parts, -1)), None if bias is None else bias[:whole].view(n_parts, -1)
+    return torch.cat([product(*parts), F.linear(states, weight[whole:], None if bias is None else bias[whole:])], dim=1)
 
 
 @cache
