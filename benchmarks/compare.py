@@ -316,7 +316,7 @@ def facts(n_threads: int) -> dict[str, Any]:
     peer = subprocess.run([str(PEER_PYTHON), "-c", peer_versions], capture_output=True, text=True, check=True)  # noqa: S603
     names = ("python", "torch", "transformers")
     return {
-        "device": f"{processor_name()}, {os.cpu_count()} cores, {n_threads} threads",
+        "device": device_name(n_threads),
         "threads": n_threads,
         "versions": {
             "ours": {
@@ -338,12 +338,13 @@ def _without_folder(arguments: list[str]) -> list[str]:
     return parser.parse_known_args(arguments)[1]
 
 
-def processor_name() -> str:
-    """The processor's name, as far as the system says it."""
+def device_name(n_threads: int) -> str:
+    """The processor's name, as far as the system says it, its cores, and how many threads are used."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    processor = names[0] if names else platform.processor() or platform.machine()
+    return f"{processor}, {os.cpu_count()} cores, {n_threads} threads"
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -10,14 +10,13 @@ as JSON.
 
 import argparse
 import json
-import os
 import statistics
 import time
 from datetime import date
 from pathlib import Path
 
 import torch
-from compare import processor_name
+from compare import device_name
 from torch.nn import functional as F
 
 from transformer_xl import row_products
@@ -73,7 +72,7 @@ def main() -> None:
             "command": f"python benchmarks/row_products.py --rows {rows} --threads {arguments.threads} "
             f"--rounds {arguments.rounds}",
             "date": date.today().isoformat(),
-            "device": f"{processor_name()}, {os.cpu_count()} cores, {arguments.threads} threads",
+            "device": device_name(arguments.threads),
             "torch": torch.__version__,
             "products": found,
         }

@@ -168,7 +168,7 @@ class MemoryLayer(CacheLayerMixin):
         n_new, n_slots = key_states.shape[-2], self.keys.shape[2]
         has_no_room = self._end + n_new > n_slots and n_new <= self._n_free and n_slots < self.mem_len + self._n_free
         if self._is_ring or has_no_room:
-            self._lay_out(self.mem_len + self._n_free, is_ring=False)
+            self._lay_out(is_ring=False)
         fits = self.length + n_new <= self.keys.shape[2]
         if torch.is_grad_enabled() or order is not None or not fits:
             # The buffers hold no history: gradients end where memory begins.
@@ -197,21 +197,20 @@ class MemoryLayer(CacheLayerMixin):
             Keys and values that it sees, `[B*N, H, seen]`, views that the next call may overwrite; and which of them is
             the oldest: the ones after it follow in order, then those from the first on.
         """
-        n_slots = self._n_in_ring
         if not self._is_ring:
-            self._lay_out(n_slots, is_ring=True)
-        slot = self._end % n_slots
+            self._lay_out(is_ring=True)
+        slot = self._end % self._n_in_ring
         self._advance(1)
-        n_seen = min(self._end, n_slots)
+        n_seen = min(self._end, self._n_in_ring)
         seen = []
         for buffer, new in ((self.keys, key), (self.values, value)):
             buffer.select(2, slot).copy_(new)
             seen.append(buffer.mT.flatten(0, 1).narrow(2, 0, n_seen))
         return seen[0], seen[1], (slot + 1) % n_seen
 
-    def _lay_out(self, n_slots: int, *, is_ring: bool) -> None:
-        """Put the memory into buffers of `n_slots`, the oldest position first, as single tokens or segments read it."""
-        length = self.length
+    def _lay_out(self, *, is_ring: bool) -> None:
+        """Put the memory into buffers as single tokens (a ring) or segments read it, the oldest position first."""
+        length, n_slots = self.length, self._n_in_ring if is_ring else self.mem_len + self._n_free
         dtype = torch.promote_types(self.dtype, torch.float32) if is_ring else self.dtype
         if self._is_ring or self._start or self.keys.shape[2] != n_slots or self.keys.dtype != dtype:
             keys, self.keys = self._in_order(self.keys), _empty_slots(self.keys, n_slots, dtype, by_feature=True)
@@ -272,7 +271,7 @@ class MemoryLayer(CacheLayerMixin):
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         """Move and convert everything that is held."""
         if self._is_ring:
-            self._lay_out(self._n_in_ring, is_ring=False)
+            self._lay_out(is_ring=False)
         self.keys, self.values = (buffer.to(device=device, dtype=dtype) for buffer in (self.keys, self.values))
         empty_key, empty_value = (empty.to(device=device, dtype=dtype) for empty in self._empty)
         self._empty = (empty_key, empty_value)

@@ -87,12 +87,12 @@ def _by_parts(
 ) -> Tensor:
     """The product with parts of the weight, `[parts, rows, in]`, and of the bias; rows that are left over come last."""
     n_parts = min(max(2, torch.get_num_threads()), len(weight))  # one core takes two, too, for the shape's sake
-    n_left = len(weight) % n_parts
-    if n_left == 0:
-        return product(weight.unflatten(0, (n_parts, -1)), None if bias is None else bias.view(n_parts, -1))
-    whole = len(weight) - n_left
-    parts = weight[:whole].unflatten(0, (n_parts, -1)), None if bias is None else bias[:whole].view(n_parts, -1)
-    return torch.cat([product(*parts), F.linear(states, weight[whole:], None if bias is None else bias[whole:])], dim=1)
+    whole = len(weight) - len(weight) % n_parts
+    biases = None if bias is None else bias[:whole].view(n_parts, -1)
+    made = product(weight[:whole].unflatten(0, (n_parts, -1)), biases)
+    if whole == len(weight):
+        return made
+    return torch.cat([made, F.linear(states, weight[whole:], None if bias is None else bias[whole:])], dim=1)
 
 
 @cache
