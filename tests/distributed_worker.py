@@ -4,7 +4,8 @@ torchrun --nproc-per-node N tests/distributed_worker.py FOLDER
 
 FOLDER/jobs.json is a list of jobs: `recipe`, `folder` and `resume` are what `run_training` takes. With `source`, the
 folder is first made a copy of that run as it was at its first checkpoint. With `others`, all processes but the first
-have these values instead. Process R writes FOLDER/process-R.json: the error of each job, and the paths it changed.
+have these values instead. Process R writes FOLDER/process-R.json: the error of each job, the paths it changed, and how
+many threads of gloo ended when it left the others.
 """
 
 import json
@@ -47,6 +48,12 @@ def cut(source: Path, folder: Path) -> None:
         shutil.rmtree(later)
 
 
+def n_gloo_threads() -> int:
+    """The threads of this process that do gloo's work; 0 where the system is not Linux."""
+    names = [path.read_text(encoding="utf-8") for path in Path("/proc/self/task").glob("*/comm")]
+    return sum(name.startswith("pt_gloo_runloop") for name in names)
+
+
 def error_of(job: dict[str, Any]) -> str | None:
     """Do a job; gives how it failed."""
     try:
@@ -69,9 +76,10 @@ def main() -> None:
             cut(Path(job["source"]), Path(job["folder"]))
         processes.wait_for_everyone()
         errors.append(error_of(job if processes.is_main_process else {**job, **job.get("others", {})}))
-    report = folder / f"process-{processes.process_index}.json"
-    report.write_text(json.dumps({"errors": errors, "changed": changed}), encoding="utf-8")
+    n_threads = n_gloo_threads()
     leave_processes()
+    facts = {"errors": errors, "changed": changed, "ended_threads": n_threads - n_gloo_threads()}
+    (folder / f"process-{processes.process_index}.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -214,6 +214,13 @@ def test_one_process_takes_up_the_run_of_two(name, base, one, two, tmp_path):
     assert_same_curve(tmp_path / "run", one / name)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_no_thread_of_the_last_sums_outlives_its_process_group(two):
+    """Else it may meet the end of the interpreter, which aborts the process (pytorch/pytorch#190489)."""
+    _, _, reports = two
+    assert [report["ended_threads"] for report in reports] == [2, 2]
+
+
 def test_only_the_first_process_writes(base, two):
     _, _, reports = two
     written = [[path for path in report["changed"] if path.startswith(str(base))] for report in reports]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -26,6 +27,7 @@ from transformer_xl.modeling import TransfoXLLMHeadModel
 
 from .averaging import WeightAverage
 from .optimisation import LearningRate, clip_gradients, make_optimizers, set_lr
+from .processes import mesh_to_shard_on
 from .recipe import Precision, Recipe
 from .regularisation import PenaltyMeter, regularise
 
@@ -161,7 +163,7 @@ class Training:
         self.is_sharded = recipe.train.parallel == "fsdp" and accelerator.num_processes > 1
         module = SegmentLoss(self.model, recipe)
         if self.is_sharded:
-            shard(module)
+            shard(module, mesh_to_shard_on(accelerator.device.type, accelerator.num_processes))
         else:
             module = accelerator.prepare_model(module)
         self._module: Any = module
@@ -428,11 +430,11 @@ class Training:
         return gathered.cpu()
 
 
-def shard(module: SegmentLoss) -> None:
-    """Give each process a part of every layer, and of what is outside the layers (FSDP2)."""
+def shard(module: SegmentLoss, mesh: DeviceMesh) -> None:
+    """Give each process of the mesh a part of every layer, and of what is outside the layers (FSDP2)."""
     for layer in module.model.transformer.layers:
-        fully_shard(layer)
-    fully_shard(module)
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
@@ -24,7 +25,9 @@ from torch.distributed import (
     get_default_backend_for_device,
     init_process_group,
     is_initialized,
+    new_group,
 )
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -107,6 +110,18 @@ def _part_of_this_start(store: Store, rank: int, n_processes: int) -> Store:
     raise TimeoutError(f"Process 0 did not answer process {rank} within {PATIENCE}: start all processes again.")
 
 
+@cache
+def mesh_to_shard_on(device_type: str, n_processes: int) -> DeviceMesh:
+    """All processes, to be given to FSDP.
+
+    torch's caches keep a mesh, and its group, to the end of the process. Where that is gloo it is not the group that
+    `leave_processes` must be able to end.
+    """
+    if device_type == "cpu":
+        return DeviceMesh.from_group(new_group(timeout=PATIENCE), device_type)
+    return init_device_mesh(device_type, (n_processes,))
+
+
 @contextmanager
 def agreed() -> Iterator[None]:
     """All processes leave the block well, or none does. They must not wait for each other in it.
@@ -159,7 +174,11 @@ def _gathered(value: int) -> list[int]:
 
 
 def leave_processes() -> None:
-    """Close what `join_processes` opened, where all processes come to their end."""
+    """Close what `join_processes` opened, where all processes come to their end.
+
+    A thread of gloo that still lets go of a tensor while the interpreter ends aborts the process
+    (pytorch/pytorch#190489). These threads end with their group, and that when nothing holds it.
+    """
     if is_initialized():
         destroy_process_group()
 
@@ -180,4 +199,5 @@ __all__ = [
     "join_processes",
     "leave_processes",
     "loss_of_process",
+    "mesh_to_shard_on",
 ]
