@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import assert_equal
-from transformer_xl import AdaptiveEmbedding, adaptive, row_products
+from transformer_xl import AdaptiveEmbedding, linear_maps
 from transformer_xl.adaptive import AdaptiveLogSoftmax, log_expected_count, log_uniform_sample
 
 KINDS = [  # n_token, d_embed, d_proj, cutoffs, div_val
@@ -132,11 +132,11 @@ def test_log_probabilities_of_few_rows_are_the_same_in_the_form_that_is_fastest_
     module = random_parameters(AdaptiveLogSoftmax(n_token, d_embed, d_proj, cutoffs, div_val)).float()
     hidden = torch.randn(n_rows, 1, d_proj, generator=torch.Generator().manual_seed(0))
     expected = module.log_prob(hidden)
-    monkeypatch.setattr(row_products, "FEWEST_WEIGHTS", 1)
-    monkeypatch.setattr(row_products, "is_amd", lambda: True)
+    monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
+    monkeypatch.setattr(linear_maps, "is_amd", lambda: True)
     taken = []
-    form = adaptive.linear_of_rows
-    monkeypatch.setattr(adaptive, "linear_of_rows", lambda *args: taken.append(1) or form(*args))
+    form = linear_maps.linear_of_rows
+    monkeypatch.setattr(linear_maps, "linear_of_rows", lambda *args: taken.append(1) or form(*args))
     with torch.no_grad():
         actual = module.log_prob(hidden)
     assert len(taken) == 1 + len(cutoffs)

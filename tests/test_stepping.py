@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from models import assert_equal, random_ids, run_segments, settings_of_models, tiny_model
-from transformer_xl import row_products
+from transformer_xl import linear_maps
 from transformer_xl.stepping import TokenStep
 
 
@@ -41,8 +41,8 @@ def test_single_tokens_get_what_the_layers_give(changes):
 @pytest.mark.parametrize("n_rows", [1, 2, 5, 12, 20])
 @pytest.mark.parametrize("changes", [{}, {"pre_lnorm": True}, {"attn_type": 1}, {"untie_r": False, "clamp_len": 3}])
 def test_single_tokens_of_many_rows_get_what_the_layers_give(changes, n_rows, is_amd, steps, monkeypatch):
-    monkeypatch.setattr(row_products, "FEWEST_WEIGHTS", 1)
-    monkeypatch.setattr(row_products, "is_amd", lambda: is_amd)
+    monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
+    monkeypatch.setattr(linear_maps, "is_amd", lambda: is_amd)
     model = tiny_model(**changes).float()
     ids = random_ids(n_rows, 14)
     actual = scores_of_tokens(model, ids)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .cluster_losses import WordRange, range_losses
 from .implementations import can_train_on_cpu, is_eager_cpu
-from .row_products import can_choose_form, linear_of_rows
+from .linear_maps import linear
 
 
 def cluster_bounds(n_token: int, cutoffs: Sequence[int]) -> list[tuple[int, int]]:
@@ -102,7 +102,7 @@ class AdaptiveEmbedding(nn.Module):
         embedded: Tensor = (
             self.emb_layers[i](local_ids) if table is None else F.embedding(local_ids, table, sparse=True)
         )
-        return F.linear(embedded, self.emb_projs[i]) if len(self.emb_projs) else embedded
+        return linear(embedded, self.emb_projs[i], None) if len(self.emb_projs) else embedded
 
     def resize(self, cluster: int, change: int) -> None:
         """Add `change` tokens at the end of `cluster` (or remove, if negative); new rows are the cluster's mean."""
@@ -285,14 +285,14 @@ class AdaptiveLogSoftmax(nn.Module):
 
     def _head_logits(self, hidden: Tensor) -> Tensor:
         projected = self._project(hidden, 0)
-        logits = _linear(projected, *self._rows(0))
+        logits = linear(projected, *self._rows(0))
         if not self.cutoffs:
             return logits
         # Joining logits instead of weights: one token must not copy the whole shortlist.
         return torch.cat([logits, F.linear(projected, self.cluster_weight, self.cluster_bias)], dim=-1)
 
     def _tail_logits(self, hidden: Tensor, i: int) -> Tensor:
-        return _linear(self._project(hidden, i), *self._rows(i))
+        return linear(self._project(hidden, i), *self._rows(i))
 
     def _rows(self, i: int) -> tuple[Tensor, Tensor]:
         """Output embeddings and biases of cluster i."""
@@ -338,14 +338,6 @@ def resized_rows(rows: Tensor, low: int, high: int, change: int) -> nn.Parameter
 def shifted_cutoffs(n_token: int, cutoffs: Sequence[int], cluster: int, change: int) -> tuple[int, list[int]]:
     """Vocabulary size and cutoffs after `cluster` has grown by `change`."""
     return n_token + change, [cutoff + change * (i >= cluster) for i, cutoff in enumerate(cutoffs)]
-
-
-def _linear(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear` of `states [..., in]`, in the form that so few of them are fastest in."""
-    if torch.is_grad_enabled() or not is_eager_cpu(states) or not can_choose_form(weight):
-        return F.linear(states, weight, bias)
-    logits = linear_of_rows(states.reshape(-1, states.shape[-1]), weight, bias)
-    return logits.view(*states.shape[:-1], -1)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

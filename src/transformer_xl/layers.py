@@ -10,12 +10,12 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .attention import DistanceTerms, VisibleKeys
 from .configuration import TransfoXLConfig
 from .dropout import Dropout
 from .implementations import ATTENTION_FUNCTIONS, can_train_on_cpu
+from .linear_maps import linear
 from .memory import MemoryLayer
 from .padding import RowAlignment
 from .trained_feed_forward import feed_forward_with_gradients
@@ -104,7 +104,7 @@ class Attention(nn.Module):
             visible=around.visible,
             dropout=self.dropatt.p if self.training else 0.0,
         )
-        output = self.drop(self.o_net(attended.transpose(1, 2).flatten(2)))
+        output = self.drop(apply_linear(self.o_net, attended.transpose(1, 2).flatten(2)))
         output = hidden + output
         return (output if self.pre_lnorm else self.layer_norm(output)), weights
 
@@ -112,9 +112,9 @@ class Attention(nn.Module):
         """Keys and values of past inputs `[B, M, D]`, each `[B, N, M, H]`."""
         hidden = self.layer_norm(hidden) if self.pre_lnorm else hidden
         if self.attn_type in (2, 3):
-            keys_values = self.kv_net(hidden)
+            keys_values = apply_linear(self.kv_net, hidden)
         elif type(self.qkv_net) is nn.Linear:
-            keys_values = F.linear(hidden, self.qkv_net.weight[self.n_head * self.d_head :])
+            keys_values = linear(hidden, self.qkv_net.weight[self.n_head * self.d_head :], None)
         else:  # another module in its place, such as a LoRA adapter, has its own way to project
             keys_values = self.qkv_net(hidden)[..., self.n_head * self.d_head :]
         k, v = keys_values.chunk(2, dim=-1)
@@ -124,9 +124,9 @@ class Attention(nn.Module):
         """Queries, keys and values of the segment, each `[B, N, Q, H]`."""
         if self.attn_type in (2, 3):
             # The authors' code normalises what keys and values read, but not what queries read.
-            return (self._split_heads(self.q_net(hidden)), *self.project_memory(hidden))
+            return (self._split_heads(apply_linear(self.q_net, hidden)), *self.project_memory(hidden))
         hidden = self.layer_norm(hidden) if self.pre_lnorm else hidden
-        q, k, v = self.qkv_net(hidden).chunk(3, dim=-1)
+        q, k, v = apply_linear(self.qkv_net, hidden).chunk(3, dim=-1)
         return self._split_heads(q), self._split_heads(k), self._split_heads(v)
 
     def _split_heads(self, projected: Tensor) -> Tensor:
@@ -162,6 +162,13 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def apply_linear(module: nn.Module, states: Tensor) -> Tensor:
+    """What the module gives for `states [..., in]`, in the fastest form if it is torch's and nobody looks."""
+    if torch.is_grad_enabled() or not is_exactly(module, nn.Linear) or has_hooks(module):
+        return cast(Tensor, module(states))
+    return linear(states, cast(Tensor, module.weight), cast(Tensor | None, module.bias))
+
+
 class FeedForward(nn.Module):
     """Position-wise feed-forward block with residual connection and layer norm."""
 
@@ -192,7 +199,7 @@ class FeedForward(nn.Module):
         if not is_plain or any(has_hooks(module) for module in watched):
             return cast(Tensor, self.CoreNet(hidden))
         if not torch.is_grad_enabled():
-            return cast(Tensor, last(outer(drop(inner(hidden).relu_()))))
+            return cast(Tensor, last(apply_linear(outer, drop(apply_linear(inner, hidden).relu_()))))
         rate = cast(Dropout, drop).p if drop.training else 0.0
         weights = [cast(Tensor, tensor) for linear in (inner, outer) for tensor in (linear.weight, linear.bias)]
         if not can_train_on_cpu(hidden) or rate == 1 or any(type(weight) is not nn.Parameter for weight in weights):

@@ -19,8 +19,8 @@ from torch.nn.modules import module as torch_module
 from .blocked_attention import attend_one
 from .dropout import Dropout
 from .layers import Attention, FeedForward, Shared, TransfoXLLayer, is_exactly
+from .linear_maps import can_choose_form, linear_of_rows
 from .memory import MemoryLayer
-from .row_products import can_choose_form, linear_of_rows
 
 Map = Callable[[Tensor], Tensor]
 

@@ -1,8 +1,8 @@
-"""Products of a few rows with a weight, as generating needs them, in the form that reads the weight fastest.
+"""Linear maps without gradients, in the form that the processor's library is fastest in.
 
-One row by a matrix is bound by reading the matrix. torch leaves it to MKL, whose code for AMD's processors reads it on
-one core and waits for it. Products of other shapes do not: so there the same product is asked for as one of those, as a
-batch of two halves or with the weight as first factor. `benchmarks/row_products.py` times the forms.
+torch leaves products of float32 to MKL. Its code for AMD's processors reads the weight that meets one row on one core,
+and waits for it; products of many rows make two thirds to three quarters of the operations a second that oneDNN, which
+torch carries too, makes there. `benchmarks/linear_maps.py` times the forms.
 
 Shapes: B rows.
 """
@@ -16,14 +16,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .implementations import is_eager_cpu
+
 Form = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Of states `[B, in]`, weight `[out, in]` and bias `[out]` what `F.linear` makes of them, `[B, out]`."""
 
 FEWEST_WEIGHTS = 2**16  # fewer lie in a cache, where all forms are as fast
 WEIGHT_FIRST_ROWS = range(10, 49)  # on Intel's processors
-WEIGHT_FIRST_ROWS_ON_AMD = (2, 3, *range(16, 65))
-ROWS_FIRST_BY_PARTS_ON_AMD = range(4, 16)
-LONG_ROW = 3072  # numbers, from where one row on AMD's processors is faster as first factor
+# On AMD's processors: numbers of a row, below which and from which on some forms gain.
+SHORT_ROW = 1024
+LONG_ROW = 3072
+
+
+def linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `F.linear` gives for `states [..., in]`, `[..., out]`, in the fastest form where there is a choice."""
+    if torch.is_grad_enabled() or not is_eager_cpu(states) or not can_choose_form(weight):
+        return F.linear(states, weight, bias)
+    n_out, n_in = weight.shape
+    return linear_of_rows(states.reshape(-1, n_in), weight, bias).view(*states.shape[:-1], n_out)
 
 
 def linear_of_rows(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -48,9 +58,9 @@ def fastest_form(n_rows: int, n_out: int, n_in: int) -> Form:
         return weight_first if n_rows in WEIGHT_FIRST_ROWS else F.linear
     if n_rows == 1 and n_in < LONG_ROW:
         return row_last_by_parts
-    if n_rows == 1 or n_rows in ROWS_FIRST_BY_PARTS_ON_AMD:
-        return rows_first_by_parts
-    return weight_first if n_rows in WEIGHT_FIRST_ROWS_ON_AMD else F.linear
+    if 1 < n_rows <= (4 if n_in < SHORT_ROW else 2):
+        return weight_first
+    return by_onednn if has_onednn() else F.linear
 
 
 def weight_first(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,38 +71,23 @@ def weight_first(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def row_last_by_parts(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` of one row as a batch of `W_i x`, where the `W_i` are equal parts of W's rows."""
-
-    def product(parts: Tensor, biases: Tensor | None) -> Tensor:
-        columns = states[0].expand(len(parts), 1, -1).mT  # with strides of columns, or MKL takes four times as long
-        if biases is None:
-            return torch.bmm(parts, columns).view(1, -1)
-        return torch.baddbmm(biases[:, :, None], parts, columns).view(1, -1)
-
-    return _by_parts(product, states, weight, bias)
-
-
-def rows_first_by_parts(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` as a batch of `x W_i`, where the `W_i` are equal parts of W's rows."""
-
-    def product(parts: Tensor, biases: Tensor | None) -> Tensor:
-        rows = states.expand(len(parts), -1, -1)
-        made = torch.bmm(rows, parts.mT) if biases is None else torch.baddbmm(biases[:, None], rows, parts.mT)
-        return made.transpose(0, 1).flatten(1)
-
-    return _by_parts(product, states, weight, bias)
-
-
-def _by_parts(
-    product: Callable[[Tensor, Tensor | None], Tensor], states: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """The product with parts of the weight, `[parts, rows, in]`, and of the bias; rows that are left over come last."""
     n_parts = min(max(2, torch.get_num_threads()), len(weight))  # one core takes two, too, for the shape's sake
     whole = len(weight) - len(weight) % n_parts
-    biases = None if bias is None else bias[:whole].view(n_parts, -1)
-    made = product(weight[:whole].unflatten(0, (n_parts, -1)), biases)
+    parts = weight[:whole].unflatten(0, (n_parts, -1))
+    columns = states[0].expand(n_parts, 1, -1).mT  # with strides of columns, or MKL takes four times as long
+    if bias is None:
+        made = torch.bmm(parts, columns).view(1, -1)
+    else:
+        made = torch.baddbmm(bias[:whole].view(n_parts, -1, 1), parts, columns).view(1, -1)
     if whole == len(weight):
         return made
     return torch.cat([made, F.linear(states, weight[whole:], None if bias is None else bias[whole:])], dim=1)
+
+
+def by_onednn(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` by the operation that `torch.compile` puts in its place."""
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    return made
 
 
 @cache
@@ -105,13 +100,21 @@ def is_amd() -> bool:
     return "AuthenticAMD" in description
 
 
+@cache
+def has_onednn() -> bool:
+    """Whether torch was built with oneDNN, and still has the operation; its name is not a promise."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 __all__ = [
     "Form",
+    "by_onednn",
     "can_choose_form",
     "fastest_form",
+    "has_onednn",
     "is_amd",
+    "linear",
     "linear_of_rows",
     "row_last_by_parts",
-    "rows_first_by_parts",
     "weight_first",
 ]

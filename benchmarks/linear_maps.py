@@ -1,9 +1,9 @@
-"""Which form of a product of few rows is the fastest on this machine, and which one the package takes.
+"""Which form of a linear map is the fastest on this machine, and which one the package takes.
 
-    python benchmarks/row_products.py [--rows N ...] [--threads N] [--rounds N] [--results FILE]
+    python benchmarks/linear_maps.py [--rows N ...] [--threads N] [--rounds N] [--results FILE]
 
 Weights of the sizes that the WikiText-103 and enwik8 models have, 100 MB of each so that none stays in a cache, are
-multiplied in turns by `F.linear` and by the forms of `transformer_xl/row_products.py`. Printed: GB of weights a second,
+multiplied in turns by `F.linear` and by the forms of `transformer_xl/linear_maps.py`. Printed: GB of weights a second,
 from the median of the rounds; `*` marks the form that the package takes for that product. The last line is the result
 as JSON.
 """
@@ -19,15 +19,15 @@ import torch
 from compare import device_name
 from torch.nn import functional as F
 
-from transformer_xl import row_products
+from transformer_xl import linear_maps
 
 SIZES = [(3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096), (20_000, 1024), (1536, 512), (2048, 512), (512, 2048)]
 BYTES = 100_000_000
 FORMS = {
     "linear": F.linear,
-    "weight first": row_products.weight_first,
-    "row last, by parts": row_products.row_last_by_parts,
-    "rows first, by parts": row_products.rows_first_by_parts,
+    "weight first": linear_maps.weight_first,
+    "row last, by parts": linear_maps.row_last_by_parts,
+    "oneDNN": linear_maps.by_onednn,
 }
 
 
@@ -50,7 +50,7 @@ def paces(n_rows: int, n_out: int, n_in: int, rounds: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 3, 4, 8, 15, 16, 48, 64])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 3, 4, 8, 16, 64, 512])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--results", type=Path, help="JSON file to write to")
@@ -61,7 +61,7 @@ def main() -> None:
     for n_out, n_in in SIZES:
         for n_rows in arguments.rows:
             pace = paces(n_rows, n_out, n_in, arguments.rounds)
-            form_taken = row_products.fastest_form(n_rows, n_out, n_in)
+            form_taken = linear_maps.fastest_form(n_rows, n_out, n_in)
             taken = next(name for name, form in FORMS.items() if form is form_taken)
             shown = "  ".join(f"{name}{'*' if name == taken else ''} {gb:.1f}" for name, gb in pace.items())
             print(f"{n_rows} by {n_out} x {n_in}: {shown}", flush=True)
@@ -69,7 +69,7 @@ def main() -> None:
     rows = " ".join(map(str, arguments.rows))
     result = json.dumps(
         {
-            "command": f"python benchmarks/row_products.py --rows {rows} --threads {arguments.threads} "
+            "command": f"python benchmarks/linear_maps.py --rows {rows} --threads {arguments.threads} "
             f"--rounds {arguments.rounds}",
             "date": date.today().isoformat(),
             "device": device_name(arguments.threads),

@@ -1,0 +1,147 @@
+"""Linear maps: each form gives the numbers of `F.linear`, and which one is taken depends on the processor."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import assert_equal
+from transformer_xl import linear_maps
+from transformer_xl.layers import apply_linear
+from transformer_xl.linear_maps import by_onednn, row_last_by_parts, weight_first
+
+
+def random_product(n_rows: int, n_out: int, n_in: int) -> tuple[Tensor, Tensor, Tensor]:
+    """States, weight and bias."""
+    generator = torch.Generator().manual_seed(0)
+    states, weight, bias = (
+        torch.randn(size, generator=generator) for size in ((n_rows, n_in), (n_out, n_in), (n_out,))
+    )
+    return states, weight / n_in**0.5, bias
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("n_rows", [1, 2, 4, 5, 9, 10, 48, 49, 65])
+@pytest.mark.parametrize(("n_out", "n_in"), [(9, 5), (11, 6), (16, 3), (3, 4), (10, linear_maps.LONG_ROW)])
+@pytest.mark.parametrize("is_amd", [True, False])
+@pytest.mark.parametrize("n_threads", [1, 2, 8])
+def test_rows_of_any_number_and_size_get_what_linear_gives(
+    n_threads, is_amd, n_out, n_in, n_rows, has_bias, monkeypatch
+):
+    monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
+    monkeypatch.setattr(linear_maps, "is_amd", lambda: is_amd)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    states, weight, bias = random_product(n_rows, n_out, n_in)
+    bias = bias if has_bias else None
+    assert_equal(linear_maps.linear_of_rows(states, weight, bias), F.linear(states, weight, bias))
+
+
+@pytest.mark.parametrize(
+    ("is_amd", "n_rows", "n_out", "n_in", "form"),
+    [
+        (True, 1, 256, 256, row_last_by_parts),
+        (True, 1, 64, 4096, by_onednn),
+        (True, 1, 257, 256, row_last_by_parts),
+        (True, 1, 255, 256, F.linear),  # lies in a cache
+        (True, 4, 257, 256, weight_first),
+        (True, 5, 256, 256, by_onednn),
+        (True, 2, 64, linear_maps.SHORT_ROW, weight_first),
+        (True, 3, 64, linear_maps.SHORT_ROW, by_onednn),
+        (True, 500, 255, 256, F.linear),
+        (True, 500, 256, 256, by_onednn),
+        (False, 1, 256, 256, F.linear),
+        (False, 9, 256, 256, F.linear),
+        (False, 10, 256, 256, weight_first),
+        (False, 49, 256, 256, F.linear),
+    ],
+)
+def test_the_form_is_the_one_that_the_processor_is_fastest_in(is_amd, n_rows, n_out, n_in, form, monkeypatch):
+    monkeypatch.setattr(linear_maps, "is_amd", lambda: is_amd)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert linear_maps.fastest_form(n_rows, n_out, n_in) is form
+
+
+def test_one_row_lies_as_rows_do_and_may_come_otherwise():
+    """What comes out goes into the next product, where strides of a column cost most of the gain."""
+    states, weight, bias = random_product(1, 8, 6)
+    assert row_last_by_parts(states, weight, bias).stride() == (8, 1)
+    assert by_onednn(states, weight, bias).stride() == (8, 1)
+    column = weight_first(states, weight, bias)
+    assert column.stride() == (1, 1)
+    for form in (row_last_by_parts, by_onednn):
+        assert_equal(form(column, weight.T.contiguous(), None), column @ weight)
+
+
+@pytest.mark.parametrize(
+    ("text", "maker"), [("vendor_id\t: AuthenticAMD\n", True), ("vendor_id\t: GenuineIntel\n", False)]
+)
+def test_the_maker_of_the_processor_is_read_from_the_system(text, maker, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(linear_maps, "Path", lambda _: tmp_path / "cpuinfo")
+    assert linear_maps.is_amd.__wrapped__() is maker
+
+
+@pytest.mark.parametrize(
+    ("text", "maker"),
+    [
+        ("AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD", True),
+        ("Intel64 Family 6, GenuineIntel", False),
+        ("", False),
+    ],
+)
+def test_elsewhere_than_on_linux_python_knows_the_maker(text, maker, tmp_path, monkeypatch):
+    monkeypatch.setattr(linear_maps, "Path", lambda _: tmp_path / "missing")
+    monkeypatch.setattr(linear_maps.platform, "processor", lambda: text)
+    assert linear_maps.is_amd.__wrapped__() is maker
+
+
+def test_weights_that_are_not_plain_bring_their_own_product():
+    weight = torch.zeros(4, 3)
+    assert linear_maps.can_choose_form(weight)
+    assert linear_maps.can_choose_form(torch.nn.Parameter(weight))
+    assert not linear_maps.can_choose_form(weight.double())
+    assert not linear_maps.can_choose_form(weight.T)
+    assert not linear_maps.can_choose_form(weight.as_subclass(type("Quantised", (torch.Tensor,), {})))
+
+
+def test_without_onednn_the_product_is_torch_s(monkeypatch):
+    monkeypatch.setattr(linear_maps, "is_amd", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(linear_maps, "has_onednn", linear_maps.has_onednn.__wrapped__)
+    assert linear_maps.fastest_form(5, 256, 256) is F.linear
+
+
+@pytest.fixture
+def forms(monkeypatch):
+    """The number of rows of each product whose form was chosen."""
+    monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
+    monkeypatch.setattr(linear_maps, "is_amd", lambda: True)
+    taken = []
+    fastest_form = linear_maps.fastest_form
+    monkeypatch.setattr(linear_maps, "fastest_form", lambda n, *size: taken.append(n) or fastest_form(n, *size))
+    return taken
+
+
+def test_states_of_any_shape_get_what_a_module_gives(forms):
+    module = torch.nn.Linear(8, 16)
+    for shape in ((8,), (1, 8), (2, 3, 8), (0, 4, 8), (2, 1, 5, 8)):
+        states = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert_equal(apply_linear(module, states), module(states))
+    assert forms == [1, 1, 6, 0, 10]
+
+
+def test_a_module_is_called_where_somebody_looks_or_wants_gradients(forms):
+    states = torch.randn(4, 8)
+    module = torch.nn.Linear(8, 16)
+    assert apply_linear(module, states).requires_grad
+    seen = []
+    handle = module.register_forward_hook(lambda *args: seen.append(1))
+    with torch.no_grad():
+        apply_linear(module, states)
+        handle.remove()
+        assert apply_linear(torch.nn.Sequential(module), states).shape == (4, 16)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert apply_linear(module, states).dtype == torch.bfloat16
+    assert seen == [1]
+    assert not forms
