@@ -1,9 +1,12 @@
 """Linear maps: each form gives the numbers of `F.linear`, and which one is taken depends on the processor."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from models import assert_equal
 from transformer_xl import linear_maps
@@ -21,7 +24,7 @@ def random_product(n_rows: int, n_out: int, n_in: int) -> tuple[Tensor, Tensor, 
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("n_rows", [1, 2, 4, 5, 9, 10, 48, 49, 65])
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 9, 10, 15, 16, 48, 49, 64, 65])
 @pytest.mark.parametrize(("n_out", "n_in"), [(9, 5), (11, 6), (16, 3), (3, 4), (10, linear_maps.LONG_ROW)])
 @pytest.mark.parametrize("is_amd", [True, False])
 @pytest.mark.parametrize("n_threads", [1, 2, 8])
@@ -109,6 +112,83 @@ def test_without_onednn_the_product_is_torch_s(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(linear_maps, "has_onednn", linear_maps.has_onednn.__wrapped__)
     assert linear_maps.fastest_form(5, 256, 256) is F.linear
+
+
+@pytest.fixture
+def packed_products(monkeypatch):
+    """The packed weight of each product with one."""
+    taken = []
+    by_onednn = linear_maps.by_onednn
+    monkeypatch.setattr(linear_maps, "by_onednn", lambda *args: taken.append(args[1]) or by_onednn(*args))
+    return taken
+
+
+needs_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this processor"
+)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("n_rows", [1, 2, 5, 16, 33])
+@pytest.mark.parametrize(("n_out", "n_in"), [(9, 5), (64, 48), (33, 128)])
+def test_a_packed_weight_gives_what_the_weight_gives_and_changes_with_it(
+    n_out, n_in, n_rows, has_bias, packed_products
+):
+    states, weight, bias = (tensor.bfloat16() for tensor in random_product(n_rows, n_out, n_in))
+    bias = bias if has_bias else None
+    multiply = linear_maps.PackingMap(weight, bias)
+    for n_packed in (3, 6):
+        for _ in range(linear_maps.PACK_AFTER + 3):
+            expected = F.linear(states.double(), weight.double(), None if bias is None else bias.double())
+            assert_close(multiply(states).double(), expected, rtol=2**-7, atol=2**-7)
+        assert len(packed_products) == n_packed
+        weight.mul_(-2)  # as an optimiser's step would
+
+
+@needs_bfloat16
+def test_a_weight_is_packed_once_and_let_go_with_the_map(packed_products):
+    states, weight, _ = (tensor.bfloat16() for tensor in random_product(2, 32, 16))
+    multiply = linear_maps.PackingMap(weight, None)
+    for _ in range(linear_maps.PACK_AFTER + 5):
+        multiply(states)
+    assert len(packed_products) == 5
+    assert all(packed is packed_products[0] for packed in packed_products)
+    alive = weakref.ref(packed_products[0])
+    packed_products.clear()
+    assert alive() is not None
+    del multiply
+    assert alive() is None
+
+
+def test_what_is_packed_is_plain_large_and_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(linear_maps, "has_bfloat16_instructions", lambda: True)
+    monkeypatch.setattr(linear_maps, "has_onednn", lambda: True)
+    weight = torch.zeros(256, 256, dtype=torch.bfloat16)
+    assert linear_maps.can_pack(weight)
+    assert linear_maps.can_pack(torch.nn.Parameter(weight))
+    assert not linear_maps.can_pack(weight[:255])
+    assert not linear_maps.can_pack(weight.half())
+    assert not linear_maps.can_pack(weight.float())
+    assert not linear_maps.can_pack(weight.to("meta"))
+    assert not linear_maps.can_pack(weight.as_subclass(type("Quantised", (torch.Tensor,), {})))
+    with torch.inference_mode():
+        made_there = weight.clone()
+    assert not linear_maps.can_pack(made_there)
+    monkeypatch.setattr(linear_maps, "has_onednn", lambda: False)
+    assert not linear_maps.can_pack(weight)
+    monkeypatch.setattr(linear_maps, "has_onednn", lambda: True)
+    monkeypatch.setattr(linear_maps, "has_bfloat16_instructions", lambda: False)
+    assert not linear_maps.can_pack(weight)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_them"), [("avx2 avx512f avx512_bf16", True), ("amx_tile amx_bf16", True), ("avx2 avx512f", False)]
+)
+def test_instructions_for_bfloat16_are_read_from_the_system(flags, has_them, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(linear_maps, "Path", lambda _: tmp_path / "cpuinfo")
+    assert linear_maps.has_bfloat16_instructions.__wrapped__() is has_them
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 torch leaves products of float32 to MKL. Its code for AMD's processors reads the weight that meets one row on one core,
 and waits for it; products of many rows make two thirds to three quarters of the operations a second that oneDNN, which
-torch carries too, makes there. `benchmarks/linear_maps.py` times the forms.
+torch carries too, makes there. Products of bfloat16 are oneDNN's everywhere. It rearranges a weight each time that the
+weight meets some rows; where the processor has instructions for bfloat16 this takes longer than the product, and
+`PackingMap` does it once. `benchmarks/linear_maps.py` times the forms.
 
 Shapes: B rows.
 """
@@ -26,6 +28,8 @@ WEIGHT_FIRST_ROWS = range(10, 49)  # on Intel's processors
 # On AMD's processors: numbers of a row, below which and from which on some forms gain.
 SHORT_ROW = 1024
 LONG_ROW = 3072
+# Packing costs what some 30 calls gain by it. Most texts are longer than that; who asks for a few tokens does not pay.
+PACK_AFTER = 16
 
 
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -90,27 +94,82 @@ def by_onednn(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return made
 
 
+class PackingMap:
+    """`F.linear` for a weight in bfloat16 that few rows at a time meet again and again.
+
+    After `PACK_AFTER` calls there is a packed copy of the weight, as large as it is. It lives as long as this map, and
+    a weight that was changed in place since is packed anew after as many calls.
+
+    Args:
+        weight: `[out, in]`; `can_pack` must hold.
+        bias: `[out]`, or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        self._version, self._n_calls = weight._version, 0
+        self._packed: Tensor | None = None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """`[B, out]` for states `[B, in]`, without gradients."""
+        if self._weight._version != self._version:
+            self._version, self._n_calls, self._packed = self._weight._version, 0, None
+        if self._packed is not None:
+            return by_onednn(states, self._packed, self._bias)
+        self._n_calls += 1
+        if self._n_calls == PACK_AFTER:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.detach(), len(states))
+        return F.linear(states, self._weight, self._bias)
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether `PackingMap` can take this weight, and gains by it."""
+    return (
+        type(weight) in (Tensor, nn.Parameter)
+        and weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and weight.numel() >= FEWEST_WEIGHTS
+        and not weight.is_inference()  # or nobody could tell that it was changed
+        and has_bfloat16_instructions()
+        and has_onednn()
+    )
+
+
+@cache
+def has_bfloat16_instructions() -> bool:
+    """Whether the processor multiplies numbers in bfloat16."""
+    return "avx512_bf16" in _processor() or "amx_bf16" in _processor()
+
+
 @cache
 def is_amd() -> bool:
     """Whether AMD made the processor, which MKL goes by."""
+    return "AuthenticAMD" in _processor()
+
+
+def _processor() -> str:
+    """What the system says about the processor."""
     try:
-        description = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # not Linux
-        description = platform.processor()
-    return "AuthenticAMD" in description
+        return platform.processor()
 
 
 @cache
 def has_onednn() -> bool:
-    """Whether torch was built with oneDNN, and still has the operation; its name is not a promise."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether torch was built with oneDNN, and still has the operations; their names are not a promise."""
+    names = ("_linear_pointwise", "_reorder_linear_weight")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 __all__ = [
     "Form",
+    "PackingMap",
     "by_onednn",
     "can_choose_form",
+    "can_pack",
     "fastest_form",
+    "has_bfloat16_instructions",
     "has_onednn",
     "is_amd",
     "linear",

@@ -19,7 +19,7 @@ from torch.nn.modules import module as torch_module
 from .blocked_attention import attend_one
 from .dropout import Dropout
 from .layers import Attention, FeedForward, Shared, TransfoXLLayer, is_exactly
-from .linear_maps import can_choose_form, linear_of_rows
+from .linear_maps import PackingMap, can_choose_form, can_pack, linear_of_rows
 from .memory import MemoryLayer
 
 Map = Callable[[Tensor], Tensor]
@@ -133,9 +133,11 @@ def _map_of(module: nn.Module) -> Map:
     if not (isinstance(module, nn.Linear) and is_exactly(module, nn.Linear)):
         return module
     weight, bias = module.weight, module.bias
-    if not can_choose_form(weight):
-        return lambda states: F.linear(states, weight, bias)  # by position: quantised weights look for them there
-    return lambda states: linear_of_rows(states, weight, bias)
+    if can_choose_form(weight):
+        return lambda states: linear_of_rows(states, weight, bias)
+    if can_pack(weight):
+        return PackingMap(weight, bias)
+    return lambda states: F.linear(states, weight, bias)  # by position: quantised weights look for them there
 
 
 def _norm_of(norm: nn.LayerNorm) -> Map:
