@@ -3,9 +3,10 @@
     python benchmarks/compare.py [--workload NAME ...] [--quick] [--rounds N] [--threads N] [--results FOLDER]
 
 Both sides have the same weights and inputs and run in turns on this machine, each in a process of its own; times are
-medians, and rounds that the host of a virtual machine disturbs are repeated. transformers 4.35.0 is installed into
-`.venv-4.35` the first time. Where the two do not compute the same numbers, no speed-up is printed. `workloads.py` says
-what is measured, `worker.py` how; docs/performance.md explains the outcome.
+medians, and rounds that the host of a virtual machine disturbs are repeated. What the machine can do is measured
+between the rounds, too, as other programs take their share of it. transformers 4.35.0 is installed into `.venv-4.35`
+the first time. Where the two do not compute the same numbers, no speed-up is printed. `workloads.py` says what is
+measured, `worker.py` how; docs/performance.md explains the outcome.
 
 Writes compare.json and compare.md into the folder of results, and prints the table.
 """
@@ -14,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -215,7 +215,7 @@ def install_peer() -> None:
     stamp.touch()
 
 
-def compare(workload: Workload, inputs: Inputs, *, rounds: int, n_threads: int, machine: dict[str, float]) -> Any:
+def compare(workload: Workload, inputs: Inputs, *, rounds: int, n_threads: int, machine: Worker) -> Any:
     """The entry of one workload in the results."""
     sides = [Side(workload, is_peer=False, inputs=inputs, n_threads=n_threads)]
     if workload.has_peer:
@@ -228,16 +228,17 @@ def compare(workload: Workload, inputs: Inputs, *, rounds: int, n_threads: int, 
         arrays = [side.arrays(inputs.folder) for side in sides]
         for side in sides:
             side.warm_up()
+        has_floor = cost_of(workload) is not None
+        paces = []
         for _ in range(rounds):
             for side in sides:
                 side.round()
-        profile = sides[0].profile() if cost_of(workload) else None
-    return {**_entry(workload, sides, _difference(workload, arrays), machine), "profile": profile}
+            paces += [machine.ask({"do": "measure"})] if has_floor else []
+        profile = sides[0].profile() if has_floor else None
+    return {**_entry(workload, sides, _difference(workload, arrays), paces), "profile": profile}
 
 
-def scaling_table(
-    inputs: Inputs, *, rounds: int | None, n_threads: int, machine: dict[str, float]
-) -> Iterator[dict[str, Any]]:
+def scaling_table(inputs: Inputs, *, rounds: int | None, n_threads: int, machine: Worker) -> Iterator[dict[str, Any]]:
     """How the time for a token grows, beside how the floor grows."""
     for what, workloads in SCALING:
         for value, workload in workloads:
@@ -270,11 +271,12 @@ def _difference(workload: Workload, arrays: list[dict[str, np.ndarray]]) -> floa
     return max(float(difference.max()) for difference in differences.values())
 
 
-def _entry(workload: Workload, sides: list[Side], difference: float | None, machine: dict[str, float]) -> Any:
+def _entry(workload: Workload, sides: list[Side], difference: float | None, paces: list[dict[str, float]]) -> Any:
     ours, peer = sides[0], sides[1] if len(sides) > 1 else None
     agrees = peer is not None and (difference is None or difference <= workload.tolerance)
     cost, seconds = cost_of(workload), ours.median("seconds")
-    floor = None if cost is None else cost.seconds(machine["operations_per_s"], machine["bytes_per_s"])
+    machine = {name: max(pace[name] for pace in paces) for name in (paces[0] if paces else ())}
+    floor = None if cost is None else cost.seconds(**machine)
     entry = {
         "name": workload.name,
         "dtype": workload.dtype,
@@ -284,6 +286,7 @@ def _entry(workload: Workload, sides: list[Side], difference: float | None, mach
         "ratio": peer.median("seconds") / seconds if peer and agrees else None,
         "floor": floor,
         "over_floor": None if floor is None else seconds / floor,
+        "machine": machine or None,
         "ours_peak_mib": round(ours.peak_mib),
         "peer_peak_mib": round(peer.peak_mib) if peer else None,
         "memory_ratio": ours.peak_mib / peer.peak_mib if peer and agrees else None,
@@ -373,8 +376,8 @@ def markdown(results: dict[str, Any]) -> str:
             f"{results['device']}, {results['date']}, commit {results['commit']}.",
             f"Ours: {_versions(versions['ours'])}. Theirs: {_versions(versions['peer'])}.",
             f"This machine reads {machine['bytes_per_s'] / 1e9:.1f} GB/s and makes "
-            f"{machine['operations_per_s'] / 1e9:.0f} GFLOP/s in a large float32 matrix product; the floor is what a "
-            "workload must read or compute at that pace.",
+            f"{machine['operations_per_s'] / 1e9:.0f} GFLOP/s in a large float32 matrix product, at the start; the "
+            "floor is what a workload must read or compute at the best pace measured between its own rounds.",
             f"Command: `{results['command']}`. In `evaluation-vs-vanilla` the other side is our own vanilla model.",
             "",
             *rows,
@@ -451,18 +454,18 @@ def main() -> None:
     arguments = parser.parse_args()
     install_peer()
     results: dict[str, Any] = facts(arguments.threads)
-    with worker(is_ours=True, task="Machine", options={}, n_threads=arguments.threads) as process:
-        results["machine"] = process.ask({"do": "measure"})
     results["workloads"] = []
-    folder = tempfile.mkdtemp(prefix="transformer-xl-bench-")
-    try:
+    with ExitStack() as stack:
+        machine = stack.enter_context(worker(is_ours=True, task="Machine", options={}, n_threads=arguments.threads))
+        results["machine"] = machine.ask({"do": "measure"})
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="transformer-xl-bench-"))
         inputs = Inputs(folder, arguments.threads)
         for workload in WORKLOADS:
             if workload.name not in arguments.workload:
                 continue
             rounds = 1 if arguments.quick else arguments.rounds or workload.rounds
             started = time.perf_counter()
-            entry = compare(workload, inputs, rounds=rounds, n_threads=arguments.threads, machine=results["machine"])
+            entry = compare(workload, inputs, rounds=rounds, n_threads=arguments.threads, machine=machine)
             results["workloads"].append(entry)
             write(results, arguments.results)  # now: a run takes an hour, and may be ended early
             print(
@@ -473,14 +476,12 @@ def main() -> None:
                 flush=True,
             )
         if "scaling" in arguments.workload:
-            measure = {"rounds": 1 if arguments.quick else arguments.rounds, "machine": results["machine"]}
+            measure = {"rounds": 1 if arguments.quick else arguments.rounds, "machine": machine}
             results["scaling"] = []
             for entry in scaling_table(inputs, n_threads=arguments.threads, **measure):
                 results["scaling"].append(entry)
                 write(results, arguments.results)
                 print(f"{entry['what']} {entry['value']:,}: {entry['ms_per_token']:.4g} ms", flush=True)
-    finally:
-        shutil.rmtree(folder)
     print(markdown(results))
 
 
