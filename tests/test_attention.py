@@ -291,14 +291,15 @@ def test_gradients_with_dropout_equal_those_of_the_formula_with_the_same_mask(ki
     assert_equal(torch.autograd.grad((actual * weight).sum(), leaves), expected_gradients)
 
 
-@pytest.mark.parametrize("shift", [0.0, 35.0, -35.0, 59.0, -59.0, 61.0, -300.0, 1e4])
+@pytest.mark.parametrize("shift", [0.0, 50.0, -50.0, 85.0, -85.0, 88.0, -300.0, 1e4])
 @pytest.mark.parametrize("spread", [1.0, 40.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_exponentials_are_a_softmax_wherever_the_scores_lie(shift, spread, dtype):
     scores = torch.randn(1, 2, 3, 2000, generator=torch.Generator().manual_seed(0)).mul(spread).add(shift).to(dtype)
     visible = VisibleKeys(3, 1997, span=1998, device=CPU)
     precision = torch.promote_types(dtype, torch.float32)
-    expected = scores.double().masked_fill(~visible.mask, float("-inf")).softmax(-1).flatten(0, 1)
+    hidden = scores.double().masked_fill(~visible.mask, float("-inf"))
+    expected = (hidden * math.log(2)).softmax(-1).flatten(0, 1)  # to the base 2
     weights, sums = blocked_attention.exponentials(scores.clone(), visible)
     is_visible = visible.mask.expand_as(scores).flatten(0, 1)
     assert not weights[~is_visible].any()
@@ -319,7 +320,7 @@ def test_a_future_score_that_overflows_half_precision_is_not_seen():
 
 
 @pytest.mark.parametrize("place", [(0, 1, 1, 50), (0, 0, 1, 99)])
-@pytest.mark.parametrize("other", [39.0, 60.0, -60.0, 1e4, -1e4])
+@pytest.mark.parametrize("other", [56.0, 80.0, -80.0, 1e4, -1e4])
 def test_exponentials_of_a_row_do_not_depend_on_other_rows_or_on_the_future(place, other):
     scores = torch.randn(1, 2, 3, 100, generator=torch.Generator().manual_seed(0))
     visible = VisibleKeys(3, 97, span=None, device=CPU)
@@ -330,6 +331,23 @@ def test_exponentials_of_a_row_do_not_depend_on_other_rows_or_on_the_future(plac
     changed[place[1:3]] = bool(visible.mask[0, 0, place[2], place[3]])
     assert torch.equal(actual[~changed], expected[~changed])
     assert torch.equal(actual_sums[~changed], sums[~changed])
+
+
+@given(
+    q_len=st.integers(1, 300), memory_len=st.integers(0, 400), span=st.integers(1, 400), rows=st.sampled_from([None, 5])
+)
+def test_keys_of_a_block_fill_cache_lines_where_a_span_leaves_some_out(q_len, memory_len, span, rows):
+    n_hidden = None if rows is None else torch.arange(rows) * memory_len // rows
+    visible = VisibleKeys(q_len, memory_len, span=span, n_hidden=n_hidden, device=CPU)
+    for block in blocked_attention.blocks(visible, rows or 1, 2):
+        needed = min(span - 1, memory_len + block.queries.start) + block.visible.q_len
+        n_keys = block.keys.stop - block.keys.start
+        assert block.keys.stop == memory_len + block.queries.stop
+        assert needed <= n_keys < needed + 16
+        assert n_keys % 16 == 0 or block.keys.start == 0
+        mask = visible.mask[block.rows if rows else slice(None), :, block.queries]
+        assert torch.equal(block.visible.mask, mask[..., block.keys])
+        assert mask.sum() == block.visible.mask.sum()
 
 
 @given(

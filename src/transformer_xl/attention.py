@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+KEYS_OF_A_LINE = 16  # scores in a cache line in float32: products that write whole lines are up to a fifth faster
+
 
 class DistanceTerms(NamedTuple):
     """What a layer adds to a score because of the distance between query and key.
@@ -150,9 +152,13 @@ class VisibleKeys:
         return ((visible & holds_something) | (distance == 0))[:, None]
 
     def of_block(self, rows: slice, queries: slice) -> tuple[slice, "VisibleKeys"]:
-        """The keys that some queries of some rows, all of one segment, may see, and what of them each one sees."""
+        """The keys that some queries of some rows, all of one segment, may see, and what of them each one sees.
+
+        Where a span cuts keys off, some of those are among the block's, so that these fill whole cache lines.
+        """
         start, end = queries.start, queries.stop
         first = 0 if self.span is None else max(0, self.memory_len + start - self.span + 1)
+        first -= min(first, -(self.memory_len + end - first) % KEYS_OF_A_LINE)  # the span hides these keys
         if self.segments is not None:
             first_of_segment = self.memory_len + start - start % self.segments.length
             first = max(first, first_of_segment - self.segments.mem_len)

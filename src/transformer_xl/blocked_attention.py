@@ -17,16 +17,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .attention import DistanceTerms, VisibleKeys, relative_shift
+from .attention import DistanceTerms, VisibleKeys
 
 BLOCK_SCORES = 1 << 20  # scores in a block: 4 MiB in float32, which with a copy stay near the processor
 FEWEST_HEADS = 2  # in a block: torch computes one on each core, so a block has a multiple of them
 FEWEST_QUERIES = 32  # in a block: below that, matrix products are no longer products of matrices
-SAFE_EXPONENT = 40.0  # e**40 times any number of keys is finite in float32, and e**-40 far above what is cut off
+LOG2_E = math.log2(math.e)  # e**x is 2**(x * LOG2_E), and torch makes powers of two up to four times as fast
+SAFE_EXPONENT = 57.0  # 2**57 times any number of keys is finite in float32, and 2**-57 far above what is cut off
 LEAST_EXPONENT = {
-    torch.float32: -87.0,
-    torch.float64: -708.0,
-}  # below, and for -inf, exponentials take 3 to 40 times as long
+    torch.float32: -126.0,
+    torch.float64: -1022.0,
+}  # of normal numbers: products are slow with smaller ones
 MOST_QUERIES = 128  # in a block: half of them squared are scores of keys in the future
 
 
@@ -125,17 +126,17 @@ class BlockQueries:
             self.by_distance = _with_bias(q, distance.query_bias)
 
     def scores(self, block: Block, k: Tensor) -> Tensor:
-        """Scaled scores `[b, n, q, k]`, of keys in the future any numbers; `k` are all keys, `[B, N, K, H]`."""
+        """Scaled scores times `LOG2_E`, `[b, n, q, k]`, of keys in the future any; `k` are all keys, `[B, N, K, H]`."""
         content = self.content[block.of_queries]
         keys = k[block.of_keys].flatten(0, 1)  # [b*n, k, H]
         scores = self.room("scores", *content.shape[:3], keys.shape[1])
-        flat = scores.flatten(0, 1)
+        flat, scale = scores.flatten(0, 1), self.scale * LOG2_E
         if self.distance is None:
-            torch.bmm(content.flatten(0, 1) * self.scale, keys.mT, out=flat)
+            torch.bmm(content.flatten(0, 1) * scale, keys.mT, out=flat)
         else:
             # A copy: products and softmax go matrix by matrix, or copy, where a batch has gaps.
             self._put_scores_by_distance(block, scores)
-            flat.baddbmm_(content.flatten(0, 1), keys.mT, beta=self.scale, alpha=self.scale)
+            flat.baddbmm_(content.flatten(0, 1), keys.mT, beta=scale, alpha=scale)
         return scores
 
     def _put_scores_by_distance(self, block: Block, scores: Tensor) -> None:
@@ -143,21 +144,19 @@ class BlockQueries:
         assert self.distance is not None
         queries = self.by_distance[block.of_queries].transpose(0, 1)  # [n, b, q, H]: one product a head serves all rows
         q_len, k_len = scores.shape[2:]
-        n_columns = k_len + (q_len > 1)  # `relative_shift` asks for one more; one query needs no shift
-        near = self.distance.of_heads(block.heads).last(n_columns)
+        near = self.distance.of_heads(block.heads).last(k_len)
         n_near = near.keys.shape[1]
         flat = queries.flatten(1, 2)
         by_distance = scores_of_terms(flat, near, out=self.room("distances", *flat.shape[:2], n_near))
-        if n_near <= k_len - q_len + 1 < n_columns:  # all queries have keys that are farther than the table
+        if n_near <= k_len - q_len + 1 < k_len:  # all queries have keys that are farther than the table
             by_distance = by_distance.unflatten(1, queries.shape[1:3]).transpose(0, 1)  # [b, n, q, R]
             scores[..., k_len - q_len + 1 :] = 0  # in the future, where nothing else may be written
             scores[..., : k_len - n_near] = by_distance[..., :1]
             _diagonals(scores, n_near).copy_(by_distance)
             return
-        if n_near < n_columns:
-            by_distance = with_farther(by_distance, n_columns, out=self.room("columns", *flat.shape[:2], n_columns))
-        by_distance = by_distance.unflatten(1, queries.shape[1:3])
-        scores.copy_((by_distance if n_columns == k_len else relative_shift(by_distance)).transpose(0, 1))
+        if n_near < k_len:
+            by_distance = with_farther(by_distance, k_len, out=self.room("columns", *flat.shape[:2], k_len))
+        scores.copy_(_by_key(by_distance.unflatten(1, queries.shape[1:3])).transpose(0, 1))
 
     def room(self, name: str, *shape: int) -> Tensor:
         """An empty tensor where the last of that name was: fresh memory costs more than what is done in it."""
@@ -206,6 +205,17 @@ def scores_of_terms(queries: Tensor, near: DistanceTerms, *, out: Tensor | None 
     return torch.baddbmm(near.score_bias[:, None], queries, near.keys.mT, out=out)
 
 
+def _by_key(by_distance: Tensor) -> Tensor:
+    """Scores by distance `[..., Q, K]`, without gaps, as `relative_shift` turns them, a view to be read only.
+
+    Without the column that makes rows contiguous there, the last score of a row is the first of the next one. It is
+    left out since rows of whole cache lines, which K columns may be, are written faster.
+    """
+    q_len, k_len = by_distance.shape[-2:]
+    strides = (*by_distance.stride()[:-2], k_len - 1, 1)
+    return by_distance.as_strided(by_distance.shape, strides, by_distance.storage_offset() + q_len - 1)
+
+
 def _diagonals(scores: Tensor, n_near: int) -> Tensor:
     """Where in `[b, n, q, k]`, without gaps, each query has its `n_near` nearest keys, `[b, n, q, n_near]`, a view."""
     q_len, k_len = scores.shape[2:]
@@ -223,7 +233,7 @@ def with_farther(by_distance: Tensor, n_columns: int, *, out: Tensor | None = No
 
 
 def exponentials(scores: Tensor, visible: VisibleKeys) -> tuple[Tensor, Tensor]:
-    """Softmax of scores `[b, n, q, k]`, which are lost: weights `[b*n, q, k]` and their sums `[b*n, q, 1]`.
+    """Softmax to the base 2 of scores `[b, n, q, k]`, which are lost: weights `[b*n, q, k]`, their sums `[b*n, q, 1]`.
 
     Both are in float32 or better. Dividing what the weights are multiplied with spares a pass over them, and so does
     subtracting the highest score of a row only where an exponential could overflow or vanish without it. Weights that
@@ -242,7 +252,7 @@ def exponentials(scores: Tensor, visible: VisibleKeys) -> tuple[Tensor, Tensor]:
         if is_single(scores):  # row by row: the future of a text must not decide how its past is rounded
             highest.masked_fill_(highest.abs() < SAFE_EXPONENT, 0)
         weights.sub_(highest).clamp_(min=LEAST_EXPONENT[weights.dtype])
-    weights.exp_()
+    weights.exp2_()
     _erase(weights, visible)
     return weights.flatten(0, 1), weights.sum(-1, keepdim=True).flatten(0, 1)
 

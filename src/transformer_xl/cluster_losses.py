@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .blocked_attention import LOG2_E
+
 SLICE_NUMBERS = 1 << 20  # probabilities in a slice of words: 4 MiB in float32
 
 
@@ -158,7 +160,7 @@ def _add_gradients(
     first = 0
     for (rows, _), (grad_rows, grad_bias) in zip(pieces, of_pieces, strict=True):
         for words in _slices(hidden, len(rows)):
-            grad_logits = log_probs[:, first + words.start : first + words.stop].exp().mul_(grad)
+            grad_logits = log_probs[:, first + words.start : first + words.stop].mul(LOG2_E).exp2_().mul_(grad)
             torch.mm(grad_logits.T, hidden, out=grad_rows[words])
             grad_bias[words] = grad_logits.sum(0)
             grad_hidden.addmm_(grad_logits, rows[words])
