@@ -21,14 +21,13 @@ from .attention import DistanceTerms, VisibleKeys
 
 BLOCK_SCORES = 1 << 20  # scores in a block: 4 MiB in float32, which with a copy stay near the processor
 FEWEST_HEADS = 2  # in a block: torch computes one on each core, so a block has a multiple of them
-FEWEST_QUERIES = 32  # in a block: below that, matrix products are no longer products of matrices
 LOG2_E = math.log2(math.e)  # e**x is 2**(x * LOG2_E), and torch makes powers of two up to four times as fast
 SAFE_EXPONENT = 57.0  # 2**57 times any number of keys is finite in float32, and 2**-57 far above what is cut off
 LEAST_EXPONENT = {
     torch.float32: -126.0,
     torch.float64: -1022.0,
 }  # of normal numbers: products are slow with smaller ones
-MOST_QUERIES = 128  # in a block: half of them squared are scores of keys in the future
+MOST_QUERIES = 128  # in a block: half of them squared are scores of keys in the future; with fewer, products are slower
 
 
 class Block(NamedTuple):
@@ -68,9 +67,12 @@ def blocks(visible: VisibleKeys, n_batch: int, n_heads: int) -> Iterator[Block]:
 
 
 def block_size(n_batch: int, n_heads: int, q_len: int, k_len: int) -> tuple[int, int, int]:
-    """Rows, heads and queries in a block, at most: several rows only with all heads of each."""
+    """Rows, heads and queries in a block, at most: several rows only with all heads of each.
+
+    A block has about `BLOCK_SCORES` scores, and more where the queries of the fewest heads have more.
+    """
     fewest_heads = min(FEWEST_HEADS, n_heads)
-    n_queries = min(max(BLOCK_SCORES // (fewest_heads * k_len), FEWEST_QUERIES), MOST_QUERIES, q_len)
+    n_queries = min(MOST_QUERIES, q_len)
     n_matrices = -(-max(BLOCK_SCORES // (n_queries * k_len), 1) // fewest_heads) * fewest_heads
     return min(max(n_matrices // n_heads, 1), n_batch), min(n_matrices, n_heads), n_queries
 
