@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from models import assert_equal, tiny_config
-from transformer_xl import trained_feed_forward
+from transformer_xl import dropout, trained_feed_forward
 from transformer_xl.dropout import Dropout, drop_, keep_mask
 from transformer_xl.layers import FeedForward
 
@@ -68,6 +68,26 @@ def test_dropout_in_place_has_the_same_mask():
     states = torch.rand(50, 40, dtype=torch.float64).add(1)
     dropped = drop_(states.clone(), 0.25, seed=5)
     assert_equal(dropped, states * keep_mask(states.shape, 0.25, seed=5) / 0.75)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_a_sum_with_dropout_is_the_literal_one_with_the_mask_of_its_seed(rate, monkeypatch):
+    monkeypatch.setattr(dropout, "new_seed", lambda: 5)
+    leaves = [torch.randn(50, 40, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    states, branch = leaves
+    literal = states + branch * keep_mask(branch.shape, rate, seed=5) / (1 - rate)
+    total = dropout.sum_with_dropout(states, branch, rate)
+    of_total = torch.randn(50, 40, dtype=torch.float64)
+    assert_equal(total, literal)
+    assert_equal(torch.autograd.grad(total, leaves, of_total), torch.autograd.grad(literal, leaves, of_total))
+
+
+def test_dropout_keeps_nothing_for_its_gradient_but_the_seed():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved):
+        states = torch.ones(50, 40, requires_grad=True)
+        dropout.sum_with_dropout(states, Dropout(0.5)(states), 0.5)
+    assert not kept
 
 
 @pytest.mark.parametrize("frozen", [(), (0, 1), (2, 3)], ids=["all", "without the inner map", "without the outer map"])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .attention import DistanceTerms, VisibleKeys
+from .storage import room_for
 
 BLOCK_SCORES = 1 << 20  # scores in a block: 4 MiB in float32, which with a copy stay near the processor
 FEWEST_HEADS = 2  # in a block: torch computes one on each core, so a block has a multiple of them
@@ -112,7 +113,7 @@ def blocked_attention(
 
 
 class BlockQueries:
-    """The queries of a call with what meets keys and distances, ready to give the scores of a block.
+    """The queries of a call with what meets keys and distances, to give the scores of a block.
 
     Args:
         q: `[B, N, Q, H]`.
@@ -122,14 +123,21 @@ class BlockQueries:
     def __init__(self, q: Tensor, content_bias: Tensor | None, distance: DistanceTerms | None) -> None:
         self.scale = q.shape[-1] ** -0.5
         self.distance = distance
+        self._q, self._content_bias = q, content_bias
         self._rooms: dict[str, Tensor] = {}
-        self.content = _with_bias(q, content_bias)
-        if distance is not None:
-            self.by_distance = _with_bias(q, distance.query_bias)
+
+    def content(self, block: Block) -> Tensor:
+        """What meets the keys, `[b, n, q, H]`."""
+        return _with_bias(self._q[block.of_queries], self._content_bias, block.heads)
+
+    def by_distance(self, block: Block) -> Tensor:
+        """What meets the distances, `[b, n, q, H]`."""
+        assert self.distance is not None
+        return _with_bias(self._q[block.of_queries], self.distance.query_bias, block.heads)
 
     def scores(self, block: Block, k: Tensor) -> Tensor:
         """Scaled scores times `LOG2_E`, `[b, n, q, k]`, of keys in the future any; `k` are all keys, `[B, N, K, H]`."""
-        content = self.content[block.of_queries]
+        content = self.content(block)
         keys = k[block.of_keys].flatten(0, 1)  # [b*n, k, H]
         scores = self.room("scores", *content.shape[:3], keys.shape[1])
         flat, scale = scores.flatten(0, 1), self.scale * LOG2_E
@@ -144,7 +152,7 @@ class BlockQueries:
     def _put_scores_by_distance(self, block: Block, scores: Tensor) -> None:
         """Write what distances add to unscaled scores into `scores [b, n, q, k]`; what lies in the future is lost."""
         assert self.distance is not None
-        queries = self.by_distance[block.of_queries].transpose(0, 1)  # [n, b, q, H]: one product a head serves all rows
+        queries = self.by_distance(block).transpose(0, 1)  # [n, b, q, H]: one product a head serves all rows
         q_len, k_len = scores.shape[2:]
         near = self.distance.of_heads(block.heads).last(k_len)
         n_near = near.keys.shape[1]
@@ -165,7 +173,7 @@ class BlockQueries:
         size = math.prod(shape)
         held = self._rooms.get(name)
         if held is None or len(held) < size:
-            held = self._rooms[name] = self.content.new_empty(size)
+            held = self._rooms[name] = room_for((size,), self._q.dtype)
         return held[:size].view(shape)
 
 
@@ -315,8 +323,8 @@ def is_single(states: Tensor) -> bool:
     return states.dtype in (torch.float32, torch.float64)
 
 
-def _with_bias(q: Tensor, bias: Tensor | None) -> Tensor:
-    return q if bias is None else (q + bias[:, None]).to(q.dtype)
+def _with_bias(q: Tensor, bias: Tensor | None, heads: slice) -> Tensor:
+    return q if bias is None else (q + bias[heads, None]).to(q.dtype)
 
 
 __all__ = [

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .blocked_attention import LOG2_E
+from .storage import room_for, zeros_like
 
-SLICE_NUMBERS = 1 << 20  # probabilities in a slice of words: 4 MiB in float32
+SLICE_NUMBERS = 1 << 18  # probabilities in a slice of words: 1 MiB in float32
 
 
 class WordRange(NamedTuple):
@@ -101,7 +102,7 @@ class _RangeLosses(torch.autograd.Function):
         rows, hidden = _Rows(*ctx.saved_tensors[:4]), ctx.saved_tensors[4:]
         is_whole = sum(part.high - part.low for part in ctx.ranges) == len(rows.table)
         of_rows = _Rows(
-            torch.empty_like(rows.table) if is_whole else torch.zeros_like(rows.table),
+            room_for(rows.table.shape, rows.table.dtype) if is_whole else torch.zeros_like(rows.table),
             torch.zeros_like(rows.bias),
             None if rows.extra_rows is None else torch.empty_like(rows.extra_rows),
             None if rows.extra_bias is None else torch.empty_like(rows.extra_bias),
@@ -120,7 +121,7 @@ class _RangeLosses(torch.autograd.Function):
 
 def _log_probs(pieces: Sequence[tuple[Tensor, Tensor]], hidden: Tensor) -> Tensor:
     """Log-probabilities of the words of a range, `[T, W]` (and C extra), whose rows and biases are given in order."""
-    logits = hidden.new_empty(len(hidden), sum(len(rows) for rows, _ in pieces))
+    logits = room_for((len(hidden), sum(len(rows) for rows, _ in pieces)), hidden.dtype)
     first = 0
     for rows, bias in pieces:
         for words in _slices(hidden, len(rows)):
@@ -156,11 +157,13 @@ def _add_gradients(
         of_pieces: room for their gradients.
     """
     grad = (grad * (targets != -100))[:, None]
-    grad_hidden = torch.zeros_like(hidden)
+    grad_hidden = zeros_like(hidden)
+    room = room_for((max(SLICE_NUMBERS, log_probs.shape[0]),), hidden.dtype)
     first = 0
     for (rows, _), (grad_rows, grad_bias) in zip(pieces, of_pieces, strict=True):
         for words in _slices(hidden, len(rows)):
-            grad_logits = log_probs[:, first + words.start : first + words.stop].mul(LOG2_E).exp2_().mul_(grad)
+            places = log_probs[:, first + words.start : first + words.stop]
+            grad_logits = torch.mul(places, LOG2_E, out=room[: places.numel()].view_as(places)).exp2_().mul_(grad)
             torch.mm(grad_logits.T, hidden, out=grad_rows[words])
             grad_bias[words] = grad_logits.sum(0)
             grad_hidden.addmm_(grad_logits, rows[words])

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from .attention import DistanceTerms, VisibleKeys
 from .configuration import TransfoXLConfig
-from .dropout import Dropout
+from .dropout import Dropout, sum_with_dropout
 from .implementations import ATTENTION_FUNCTIONS, can_train_on_cpu
 from .linear_maps import linear
 from .memory import MemoryLayer
 from .padding import RowAlignment
 from .trained_feed_forward import feed_forward_with_gradients
+from .trained_projections import linear_with_gradients, queries_keys_values
+
+PLAIN_TENSORS = (Tensor, nn.Parameter, type(None))  # weights of other types are quantised, or dealt out to processes
 
 
 class Surroundings(NamedTuple):
@@ -85,12 +88,12 @@ class Attention(nn.Module):
         Returns:
             `[B, Q, D]`, and the attention weights `[B, N, Q, K]` if the implementation gives any.
         """
-        q, k, v = self._project(hidden)
         order = None if around.alignment is None else around.alignment.align_context
         if isinstance(memory, Tensor):
-            past = self.project_memory(memory)
-            k, v = (torch.cat(states, dim=2) for states in zip(past, (k, v), strict=True))
+            q, k, v = self._project(hidden, memory)
             k, v = (states if order is None else order(states, dim=2) for states in (k, v))
+        else:
+            q, k, v = self._project(hidden, None)
         q, k, v = (self.projection_drop(states) for states in (q, k, v))
         held = memory if isinstance(memory, MemoryLayer) else None
         if held is not None:
@@ -104,8 +107,8 @@ class Attention(nn.Module):
             visible=around.visible,
             dropout=self.dropatt.p if self.training else 0.0,
         )
-        output = self.drop(apply_linear(self.o_net, attended.transpose(1, 2).flatten(2)))
-        output = hidden + output
+        output = apply_linear(self.o_net, attended.transpose(1, 2).flatten(2))
+        output = add_branch(hidden, output, self.drop)
         return (output if self.pre_lnorm else self.layer_norm(output)), weights
 
     def project_memory(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,14 +123,21 @@ class Attention(nn.Module):
         k, v = keys_values.chunk(2, dim=-1)
         return self._split_heads(k), self._split_heads(v)
 
-    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the segment, each `[B, N, Q, H]`."""
+    def _project(self, hidden: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the segment, `[B, N, Q, H]`, keys and values of memory and segment, each `[B, N, K, H]`."""
         if self.attn_type in (2, 3):
             # The authors' code normalises what keys and values read, but not what queries read.
             return (self._split_heads(apply_linear(self.q_net, hidden)), *self.project_memory(hidden))
         hidden = self.layer_norm(hidden) if self.pre_lnorm else hidden
-        q, k, v = apply_linear(self.qkv_net, hidden).chunk(3, dim=-1)
-        return self._split_heads(q), self._split_heads(k), self._split_heads(v)
+        if trains_on_cpu(self.qkv_net, hidden):
+            memory = self.layer_norm(memory) if self.pre_lnorm and memory is not None else memory
+            return queries_keys_values(hidden, memory, self.qkv_net.weight, n_heads=self.n_head)
+        q, k, v = (self._split_heads(states) for states in apply_linear(self.qkv_net, hidden).chunk(3, dim=-1))
+        if memory is None:
+            return q, k, v
+        past = self.project_memory(memory)
+        k, v = (torch.cat(states, dim=2) for states in zip(past, (k, v), strict=True))
+        return q, k, v
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         heads: Tensor = projected.unflatten(-1, (self.n_head, self.d_head))
@@ -164,9 +174,31 @@ def has_hooks(module: nn.Module) -> bool:
 
 def apply_linear(module: nn.Module, states: Tensor) -> Tensor:
     """What the module gives for `states [..., in]`, in the fastest form if it is torch's and nobody looks."""
+    if trains_on_cpu(module, states):
+        return linear_with_gradients(states, cast(Tensor, module.weight), cast(Tensor | None, module.bias))
     if torch.is_grad_enabled() or not is_exactly(module, nn.Linear) or has_hooks(module):
         return cast(Tensor, module(states))
     return linear(states, cast(Tensor, module.weight), cast(Tensor | None, module.bias))
+
+
+def trains_on_cpu(module: nn.Module, states: Tensor) -> bool:
+    """Whether a function of this package may be the module's product with `states`, with gradients."""
+    return (
+        torch.is_grad_enabled()
+        and can_train_on_cpu(states)
+        and is_exactly(module, nn.Linear)
+        and not has_hooks(module)
+        and all(type(weight) in PLAIN_TENSORS for weight in (module.weight, module.bias))
+    )
+
+
+def add_branch(states: Tensor, branch: Tensor, drop: nn.Module) -> Tensor:
+    """States plus what `drop` makes of a branch, by less memory where nobody looks at it."""
+    rate = drop.p if isinstance(drop, Dropout) and drop.training else 0.0
+    can_train = torch.is_grad_enabled() and can_train_on_cpu(branch) and states.dtype == branch.dtype
+    if can_train and rate < 1 and is_exactly(drop, Dropout) and not has_hooks(drop):
+        return sum_with_dropout(states, branch, rate)
+    return states + cast(Tensor, drop(branch))
 
 
 class FeedForward(nn.Module):
@@ -186,26 +218,26 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[B, Q, D]` to `[B, Q, D]`."""
-        output = hidden + self._core(self.layer_norm(hidden) if self.pre_lnorm else hidden)
-        normed: Tensor = output if self.pre_lnorm else self.layer_norm(output)
-        return normed
+        output = self._add_core(hidden, self.layer_norm(hidden) if self.pre_lnorm else hidden)
+        return output if self.pre_lnorm else self.layer_norm(output)
 
-    def _core(self, hidden: Tensor) -> Tensor:
-        """What `CoreNet` gives, by less memory where nobody looks at its parts."""
+    def _add_core(self, states: Tensor, hidden: Tensor) -> Tensor:
+        """States plus what `CoreNet` makes of `hidden`, by less memory where nobody looks at its parts."""
         inner, activation, drop, outer, last = self.CoreNet
         kinds = ((inner, nn.Linear), (activation, nn.ReLU), (drop, Dropout), (outer, nn.Linear))
         is_plain = all(is_exactly(module, kind) for module, kind in kinds)
         watched = (self.CoreNet, *(module for module, _ in kinds))
         if not is_plain or any(has_hooks(module) for module in watched):
-            return cast(Tensor, self.CoreNet(hidden))
+            return states + cast(Tensor, self.CoreNet(hidden))
         if not torch.is_grad_enabled():
-            return cast(Tensor, last(apply_linear(outer, drop(apply_linear(inner, hidden).relu_()))))
+            return states + cast(Tensor, last(apply_linear(outer, drop(apply_linear(inner, hidden).relu_()))))
         rate = cast(Dropout, drop).p if drop.training else 0.0
         weights = [cast(Tensor, tensor) for linear in (inner, outer) for tensor in (linear.weight, linear.bias)]
-        if not can_train_on_cpu(hidden) or rate == 1 or any(type(weight) is not nn.Parameter for weight in weights):
-            return cast(Tensor, self.CoreNet(hidden))  # weights of other types: quantised, dealt out, none
+        can_train = all(trains_on_cpu(linear, hidden) and linear.bias is not None for linear in (inner, outer))
+        if not can_train or rate == 1:
+            return states + cast(Tensor, self.CoreNet(hidden))
         rows = feed_forward_with_gradients(hidden.flatten(0, -2), *weights, dropout=rate)
-        return cast(Tensor, last(rows.view_as(hidden)))
+        return add_branch(states, rows.view_as(hidden), last)
 
 
 class TransfoXLLayer(nn.Module):

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from .attention import DistanceTerms, VisibleKeys, relative_shift
 from .blocked_attention import Block, BlockQueries, blocks, exponentials
 from .dropout import keep_mask, new_seed
+from .storage import room_for, zeros_like
 
 
 def attention_with_gradients(
@@ -52,7 +53,7 @@ class _Inputs(NamedTuple):
         if self.distance_keys is not None:
             distance = DistanceTerms(self.distance_keys, self.query_bias, self.score_bias)
         queries = BlockQueries(self.q, self.content_bias, distance)
-        return _Weights(queries, self.k, self.content_bias is not None, dropout, seed)
+        return _Weights(queries, self.k, dropout, seed)
 
 
 class _Attention(torch.autograd.Function):
@@ -63,7 +64,7 @@ class _Attention(torch.autograd.Function):
         inputs = inputs._replace(q=q, k=k, v=v)
         weights = inputs.weights(dropout, seed=new_seed() if dropout else 0)
         n_batch, n_heads, q_len, size = q.shape
-        output = q.new_empty(n_batch, q_len, n_heads, size)  # as the next product reads it
+        output = room_for((n_batch, q_len, n_heads, size), q.dtype)  # as the next product reads it
         by_head = output.transpose(1, 2)
         for number, block in enumerate(blocks(visible, n_batch, n_heads)):
             exponents, sums, kept = weights.of_block(number, block)
@@ -81,12 +82,10 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, output = ctx.saved_tensors
         inputs = _Inputs(*tensors)
-        gradients = _Gradients(inputs.weights(ctx.dropout, ctx.seed), inputs.v)
-        # The mean of a query's gradients of weights, under the weights.
-        mean = (grad.transpose(1, 2) * output).sum(-1, keepdim=True).transpose(1, 2)
-        grad = grad.contiguous()
+        gradients = _Gradients(inputs.weights(ctx.dropout, ctx.seed), inputs)
+        by_head = output.transpose(1, 2)
         for number, block in enumerate(blocks(ctx.visible, *grad.shape[:2])):
-            gradients.add(number, block, grad[block.of_queries].flatten(0, 1), mean[block.of_queries].flatten(0, 1))
+            gradients.add(number, block, grad[block.of_queries].flatten(0, 1), by_head[block.of_queries].flatten(0, 1))
         return (None, None, *gradients.of_inputs())
 
 
@@ -95,13 +94,11 @@ class _Weights(NamedTuple):
 
     Attributes:
         queries: the call's. k: its keys, `[B, N, K, H]`.
-        has_content_bias: whether the queries have one.
         dropout: probability of zeroing a weight. seed: of the masks.
     """
 
     queries: BlockQueries
     k: Tensor
-    has_content_bias: bool
     dropout: float
     seed: int
 
@@ -121,28 +118,25 @@ class _Gradients:
     """Gradients of what one call computed with, added up block by block.
 
     Args:
-        weights: those of the call. v: its values, `[B, N, K, H]`.
+        weights: those of the call. inputs: its tensors.
     """
 
-    def __init__(self, weights: _Weights, v: Tensor) -> None:
-        self.weights, self.queries, self.k, self.v = weights, weights.queries, weights.k, v
-        self.content = torch.empty_like(self.queries.content)
-        self.of_k, self.of_v = torch.zeros_like(self.k), torch.zeros_like(v)
-        self.distance = self.queries.distance
-        if self.distance is not None:
-            self.by_distance = torch.empty_like(self.content)
-            self.of_distance_keys = torch.zeros_like(self.distance.keys, memory_format=torch.contiguous_format)
-            if self.distance.score_bias is not None:
-                self.of_score_bias = torch.zeros_like(self.distance.score_bias)
+    def __init__(self, weights: _Weights, inputs: _Inputs) -> None:
+        self.weights, self.queries, self.inputs = weights, weights.queries, inputs
+        self.of_q = room_for(inputs.q.shape, inputs.q.dtype)
+        self.of_k, self.of_v = (zeros_like(t) for t in (inputs.k, inputs.v))
+        of_rest = (None if tensor is None else zeros_like(tensor) for tensor in inputs[3:])
+        self.of_content_bias, self.of_distance_keys, self.of_query_bias, self.of_score_bias = of_rest
 
-    def add(self, number: int, block: Block, grad: Tensor, mean: Tensor) -> None:
-        """Take in a block's gradient of the output, `[b*n, q, H]`, and its scalar product with it, `[b*n, q, 1]`."""
-        scale = self.queries.scale
+    def add(self, number: int, block: Block, grad: Tensor, output: Tensor) -> None:
+        """Take in a block's gradient of the output, `[b*n, q, H]`, which comes after it."""
         weights, sums, kept = self.weights.of_block(number, block)
-        grad, mean = grad / sums, mean / sums
+        # The mean of a query's gradients of weights, under the weights, is that of its output by the output.
+        mean = (grad * output).sum(-1, keepdim=True).div_(sums)
+        grad = grad / sums
         k, v, of_k, of_v = (  # views, as two of them are added to
             states[block.of_keys].view(-1, weights.shape[2], states.shape[3])
-            for states in (self.k, self.v, self.of_k, self.of_v)
+            for states in (self.inputs.k, self.inputs.v, self.of_k, self.of_v)
         )
         room = self.queries.room
         dropped = weights if kept is None else torch.mul(weights, kept, out=room("dropped", *weights.shape))
@@ -151,44 +145,41 @@ class _Gradients:
         if kept is not None:
             of_scores.mul_(kept)
         of_scores.sub_(mean).mul_(weights)
-        of_k.baddbmm_(of_scores.mT, self.queries.content[block.of_queries].flatten(0, 1), alpha=scale)
-        place = self.content[block.of_queries]
-        place.copy_(torch.bmm(of_scores, k).view_as(place))
-        if self.distance is not None:
-            self._add_by_distance(block, of_scores.unflatten(0, place.shape[:2]), self.distance)
+        content = self.queries.content(block)
+        of_k.baddbmm_(of_scores.mT, content.flatten(0, 1), alpha=self.queries.scale)
+        of_content = torch.bmm(of_scores, k).mul_(self.queries.scale).view_as(content)
+        if self.of_content_bias is not None:
+            self.of_content_bias[block.heads] += of_content.sum((0, 2))
+        if self.queries.distance is not None:
+            of_content += self._add_by_distance(block, of_scores.unflatten(0, content.shape[:2]), self.queries.distance)
+        self.of_q[block.of_queries] = of_content
 
-    def _add_by_distance(self, block: Block, of_scores: Tensor, distance: DistanceTerms) -> None:
-        """The share of the distances, from gradients of scores `[b, n, q, k]`."""
+    def _add_by_distance(self, block: Block, of_scores: Tensor, distance: DistanceTerms) -> Tensor:
+        """Take in the share of the distances, from gradients of scores `[b, n, q, k]`; gives that of the queries."""
         n_batch, n_heads, q_len, k_len = of_scores.shape
-        by_distance = self.queries.room("columns", n_heads, n_batch, q_len, k_len + 1)
+        by_distance = self.queries.room("distances", n_heads, n_batch, q_len, k_len + 1)
         by_distance.flatten(2)[..., :q_len] = 0  # what the shift leaves out
         relative_shift(by_distance).copy_(of_scores.transpose(0, 1))
         near = distance.of_heads(block.heads).last(k_len + 1)
-        n_farther = k_len + 1 - near.keys.shape[1]
+        n_near, scale = near.keys.shape[1], self.queries.scale
+        n_farther = k_len + 1 - n_near
         if n_farther:
             by_distance[..., n_farther] += by_distance[..., :n_farther].sum(-1)
         of_near = by_distance[..., n_farther:].flatten(1, 2)  # [n, b*q, R]
-        queries = self.queries.by_distance[block.of_queries].transpose(0, 1)
-        of_queries = torch.bmm(of_near, near.keys).view(queries.shape)
-        self.by_distance[block.of_queries] = of_queries.transpose(0, 1)
-        of_keys = self.of_distance_keys[block.heads, -near.keys.shape[1] :]
-        of_keys.baddbmm_(of_near.mT, queries.flatten(1, 2), alpha=self.queries.scale)
-        if distance.score_bias is not None:
-            self.of_score_bias[block.heads, -near.keys.shape[1] :] += of_near.sum(1) * self.queries.scale
+        queries = self.queries.by_distance(block).transpose(0, 1)
+        assert self.of_distance_keys is not None
+        self.of_distance_keys[block.heads, -n_near:].baddbmm_(of_near.mT, queries.flatten(1, 2), alpha=scale)
+        if self.of_score_bias is not None:
+            self.of_score_bias[block.heads, -n_near:] += of_near.sum(1) * scale
+        of_queries = torch.bmm(of_near, near.keys).mul_(scale).view(queries.shape).transpose(0, 1)
+        if self.of_query_bias is not None:
+            self.of_query_bias[block.heads] += of_queries.sum((0, 2))
+        return of_queries
 
     def of_inputs(self) -> tuple[Tensor | None, ...]:
         """Gradients of `_Inputs`, in its order."""
-        of_content = self.content.mul_(self.queries.scale)
-        of_content_bias = of_content.sum((0, 2)) if self.weights.has_content_bias else None
-        if self.distance is None:
-            return of_content, self.of_k, self.of_v, of_content_bias, None, None, None
-        of_by_distance = self.by_distance.mul_(self.queries.scale)
-        terms = (
-            self.of_distance_keys,
-            None if self.distance.query_bias is None else of_by_distance.sum((0, 2)),
-            None if self.distance.score_bias is None else self.of_score_bias,
-        )
-        return (of_content.add_(of_by_distance), self.of_k, self.of_v, of_content_bias, *terms)
+        of_distance = (self.of_distance_keys, self.of_query_bias, self.of_score_bias)
+        return (self.of_q, self.of_k, self.of_v, self.of_content_bias, *of_distance)
 
 
 __all__ = ["attention_with_gradients"]

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .blocked_attention import equal_parts
 from .dropout import drop_, new_seed
+from .storage import room_for, zeros_like
 
 INNER_NUMBERS = 1 << 20  # inner states that are there at a time: 4 MiB in float32
 
@@ -52,12 +53,19 @@ class _Inputs(NamedTuple):
     outer_weight: Tensor
     outer_bias: Tensor
 
+    def parts(self) -> list[slice]:
+        """Positions whose inner states are there at a time."""
+        return equal_parts(0, len(self.hidden), max(INNER_NUMBERS // len(self.inner_bias), 1))
+
+    def room(self) -> Tensor:
+        """Room for the inner states of any part, `[t, I]`."""
+        n_positions = max((part.stop - part.start for part in self.parts()), default=0)
+        return room_for((n_positions, len(self.inner_bias)), self.hidden.dtype)
+
     def inner_states(self, dropout: float, seed: int) -> Iterator[tuple[slice, Tensor]]:
         """Positions and their inner states after dropout `[t, I]`, which the next ones overwrite."""
-        n_inner = len(self.inner_bias)
-        parts = equal_parts(0, len(self.hidden), max(INNER_NUMBERS // n_inner, 1))
-        room = self.hidden.new_empty(max(part.stop - part.start for part in parts), n_inner)
-        for number, part in enumerate(parts):
+        room = self.room()
+        for number, part in enumerate(self.parts()):
             inner = room[: part.stop - part.start]
             torch.addmm(self.inner_bias, self.hidden[part], self.inner_weight.T, out=inner).relu_()
             yield part, drop_(inner, dropout, seed + number) if dropout else inner
@@ -69,7 +77,7 @@ class _FeedForward(torch.autograd.Function):
         inputs = _Inputs(*tensors)
         ctx.dropout, ctx.seed = dropout, new_seed() if dropout else 0
         ctx.save_for_backward(*inputs)
-        output = torch.empty_like(inputs.hidden)
+        output = room_for(inputs.hidden.shape, inputs.hidden.dtype)
         for part, inner in inputs.inner_states(dropout, ctx.seed):
             torch.addmm(inputs.outer_bias, inner, inputs.outer_weight.T, out=output[part])
         return output
@@ -79,12 +87,13 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs = _Inputs(*ctx.saved_tensors)
         needed = zip(inputs, ctx.needs_input_grad[1:], strict=True)
-        gradients = [torch.zeros_like(tensor) if is_needed else None for tensor, is_needed in needed]
+        gradients = [zeros_like(tensor) if is_needed else None for tensor, is_needed in needed]
         of_hidden, of_inner_weight, of_inner_bias, of_outer_weight, of_outer_bias = gradients
+        room = inputs.room()
         for part, inner in inputs.inner_states(ctx.dropout, ctx.seed):
             if of_outer_weight is not None:
                 of_outer_weight.addmm_(grad[part].T, inner)
-            of_inner = torch.mm(grad[part], inputs.outer_weight)
+            of_inner = torch.mm(grad[part], inputs.outer_weight, out=room[: len(inner)])
             # ReLU and dropout let through what is not 0 now.
             torch.ops.aten.threshold_backward.grad_input(of_inner, inner, 0, grad_input=of_inner)
             of_inner.mul_(1 / (1 - ctx.dropout))
