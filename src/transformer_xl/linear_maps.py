@@ -25,9 +25,8 @@ Form = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 FEWEST_WEIGHTS = 2**16  # fewer lie in a cache, where all forms are as fast
 WEIGHT_FIRST_ROWS = range(10, 49)  # on Intel's processors
-# On AMD's processors: numbers of a row, below which and from which on some forms gain.
-SHORT_ROW = 1024
-LONG_ROW = 3072
+SHORT_ROW = 1024  # numbers; of shorter ones four are fastest with the weight first on AMD's processors, else two
+PARTS_PER_THREAD = 8  # so that a core which others take time from leaves some of its parts to the next
 # Packing costs what some 30 calls gain by it. Most texts are longer than that; who asks for a few tokens does not pay.
 PACK_AFTER = 16
 
@@ -60,7 +59,7 @@ def fastest_form(n_rows: int, n_out: int, n_in: int) -> Form:
         return F.linear
     if not is_amd():
         return weight_first if n_rows in WEIGHT_FIRST_ROWS else F.linear
-    if n_rows == 1 and n_in < LONG_ROW:
+    if n_rows == 1:
         return row_last_by_parts
     if 1 < n_rows <= (4 if n_in < SHORT_ROW else 2):
         return weight_first
@@ -75,7 +74,7 @@ def weight_first(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def row_last_by_parts(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` of one row as a batch of `W_i x`, where the `W_i` are equal parts of W's rows."""
-    n_parts = min(max(2, torch.get_num_threads()), len(weight))  # one core takes two, too, for the shape's sake
+    n_parts = min(PARTS_PER_THREAD * torch.get_num_threads(), len(weight))
     whole = len(weight) - len(weight) % n_parts
     parts = weight[:whole].unflatten(0, (n_parts, -1))
     columns = states[0].expand(n_parts, 1, -1).mT  # with strides of columns, or MKL takes four times as long
