@@ -26,6 +26,7 @@ Form = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 FEWEST_WEIGHTS = 2**16  # fewer lie in a cache, where all forms are as fast
 WEIGHT_FIRST_ROWS = range(10, 49)  # on Intel's processors
 SHORT_ROW = 1024  # numbers; of shorter ones four are fastest with the weight first on AMD's processors, else two
+LONG_ROW = 3072  # numbers; for parts with such rows MKL takes some 200 MiB
 PARTS_PER_THREAD = 8  # so that a core which others take time from leaves some of its parts to the next
 # Packing costs what some 30 calls gain by it. Most texts are longer than that; who asks for a few tokens does not pay.
 PACK_AFTER = 16
@@ -59,7 +60,7 @@ def fastest_form(n_rows: int, n_out: int, n_in: int) -> Form:
         return F.linear
     if not is_amd():
         return weight_first if n_rows in WEIGHT_FIRST_ROWS else F.linear
-    if n_rows == 1:
+    if n_rows == 1 and n_in < LONG_ROW:
         return row_last_by_parts
     if 1 < n_rows <= (4 if n_in < SHORT_ROW else 2):
         return weight_first
