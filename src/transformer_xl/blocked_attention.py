@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from .attention import DistanceTerms, VisibleKeys
-from .storage import room_for
 
 BLOCK_SCORES = 1 << 20  # scores in a block: 4 MiB in float32, which with a copy stay near the processor
 FEWEST_HEADS = 2  # in a block: torch computes one on each core, so a block has a multiple of them
@@ -173,7 +172,7 @@ class BlockQueries:
         size = math.prod(shape)
         held = self._rooms.get(name)
         if held is None or len(held) < size:
-            held = self._rooms[name] = room_for((size,), self._q.dtype)
+            held = self._rooms[name] = self._q.new_empty(size)
         return held[:size].view(shape)
 
 
