@@ -333,6 +333,14 @@ def test_exponentials_of_a_row_do_not_depend_on_other_rows_or_on_the_future(plac
     assert torch.equal(actual_sums[~changed], sums[~changed])
 
 
+@pytest.mark.parametrize("n_near", [1, 3, 7, 8])
+@pytest.mark.parametrize("oldest", range(8))
+def test_scores_by_distance_in_a_ring_are_those_in_order_turned_round(n_near, oldest):
+    near = torch.randn(3, 2, n_near, generator=torch.Generator().manual_seed(0))
+    in_order = blocked_attention.with_farther(near, 8)
+    assert torch.equal(blocked_attention.in_ring(near, 8, oldest=oldest), in_order.roll(oldest, -1))
+
+
 @given(
     q_len=st.integers(1, 300), memory_len=st.integers(0, 400), span=st.integers(1, 400), rows=st.sampled_from([None, 5])
 )

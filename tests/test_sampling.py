@@ -17,7 +17,7 @@ from transformers import (
 
 from transformer_xl import TransfoXLConfig, TransfoXLLMHeadModel
 from transformer_xl.generation import Sampling, stream_tokens
-from transformer_xl.sampling import DrawAmongBest
+from transformer_xl.sampling import PART, DrawAmongBest, k_highest
 
 VOCABULARY = 40
 SIZES = {"d_model": 8, "d_embed": 8, "n_head": 2, "d_head": 4, "d_inner": 12, "n_layer": 2, "mem_len": 5}
@@ -49,6 +49,23 @@ def test_chances_are_those_of_the_processors(name):
     scores = random_scores(5)
     tokens, chances = DrawAmongBest.in_place_of(LogitsProcessorList(CHAINS[name])).chances(scores.clone())
     assert_close(torch.zeros_like(scores).scatter(-1, tokens, chances), probabilities(CHAINS[name], scores))
+
+
+@pytest.mark.parametrize("n_tokens", [1, PART - 1, PART, 4 * 5 * PART + PART, 50 * PART, 50 * PART + PART // 2 + 1])
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("n_levels", [None, 3])
+def test_the_highest_scores_are_found_part_by_part(n_tokens, k, n_levels):
+    """Also where clusters were left out, where scores are alike, and where the highest lie beside each other."""
+    scores = torch.randn(4, n_tokens, generator=torch.Generator().manual_seed(n_tokens))
+    scores = scores if n_levels is None else scores.mul(n_levels).round()
+    scores[1, n_tokens // 2 :] = float("-inf")
+    scores[2, -3:] = torch.tensor([7.0, 9.0, 8.0])[-n_tokens:]
+    scores[3, : n_tokens // 3] += 10
+    k = min(k, n_tokens)
+    best, tokens = k_highest(scores, k)
+    assert torch.equal(best, scores.topk(k).values)
+    assert torch.equal(scores.gather(-1, tokens), best)
+    assert all(row.unique().numel() == k for row in tokens)
 
 
 @pytest.mark.parametrize(

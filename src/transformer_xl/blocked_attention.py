@@ -197,10 +197,8 @@ def attend_one(
     scale, k_len = size**-0.5, keys.shape[-1]
     query, distance = q.to(keys.dtype), distance.last(k_len).to(keys.dtype)
     with_bias = query if distance.query_bias is None else query + distance.query_bias
-    by_distance = with_farther(scores_of_terms(with_bias.transpose(0, 1), distance), k_len)  # [N, B, K]
-    scores = by_distance.transpose(0, 1)
-    if oldest:
-        scores = torch.cat([scores[..., k_len - oldest :], scores[..., : k_len - oldest]], dim=-1)
+    near = scores_of_terms(with_bias.transpose(0, 1), distance)  # [N, B, R]
+    scores = in_ring(near, k_len, oldest=oldest).transpose(0, 1)
     scores = scores.reshape(n_batch * n_heads, 1, k_len)
     content = (query + content_bias).reshape(n_batch * n_heads, 1, size)
     scores = scores.baddbmm_(content, keys, beta=scale, alpha=scale)
@@ -239,6 +237,20 @@ def with_farther(by_distance: Tensor, n_columns: int, *, out: Tensor | None = No
     if n_farther == 0:
         return by_distance
     return torch.cat([by_distance[..., :1].expand(-1, -1, n_farther), by_distance], dim=-1, out=out)
+
+
+def in_ring(near: Tensor, k_len: int, *, oldest: int) -> Tensor:
+    """`with_farther` for `k_len` keys, of which number `oldest` is farthest away and the first follows on the last."""
+    n_before = k_len - oldest  # keys from the oldest one to the last
+    n_farther = k_len - near.shape[-1]
+
+    def farther(n: int) -> Tensor:
+        return near[..., :1].expand(-1, -1, n)
+
+    if n_before < n_farther:
+        return torch.cat([farther(n_farther - n_before), near, farther(n_before)], dim=-1)
+    cut = n_before - n_farther
+    return torch.cat([near[..., cut:], farther(n_farther), near[..., :cut]], dim=-1)
 
 
 def exponentials(scores: Tensor, visible: VisibleKeys) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+PART = 64  # scores of a row whose highest is found before the others are looked at
 OF_THE_BEST = (TemperatureLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """Changes of log-probabilities which, after the choice of the best, need no more than those of the best."""
 
@@ -28,6 +29,24 @@ def n_best(processors: LogitsProcessorList, *, is_greedy: bool) -> int | None:
         if type(processor) is not TemperatureLogitsWarper:  # it alone keeps the order and needs no sum over all tokens
             return None
     return None
+
+
+def k_highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`scores.topk(k)` of `[B, V]` for small k in a tenth of the time; of equal scores it may take others.
+
+    The k highest are all in the k parts whose highest are the highest: for one that is not, there are k others as high.
+    """
+    n_parts = scores.shape[-1] // PART
+    if n_parts <= 4 * k:
+        return scores.topk(k)
+    whole = n_parts * PART
+    parts = scores[..., :whole].unflatten(-1, (n_parts, PART))
+    chosen = parts.amax(-1).topk(k, sorted=False).indices  # [B, k]
+    tokens = (chosen[..., None] * PART + torch.arange(PART, device=scores.device)).flatten(-2)
+    rest = torch.arange(whole, scores.shape[-1], device=scores.device).expand(len(scores), -1)
+    tokens = torch.cat([tokens, rest], dim=-1)
+    best, places = scores.gather(-1, tokens).topk(k)
+    return best, tokens.gather(-1, places)
 
 
 class DrawAmongBest(LogitsProcessor):
@@ -61,7 +80,7 @@ class DrawAmongBest(LogitsProcessor):
 
     def chances(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The most probable tokens and their probabilities, each `[B, k]`, from log-probabilities `[B, V]`."""
-        best, tokens = scores.topk(min(self.n_best, scores.shape[-1]))
+        best, tokens = k_highest(scores, min(self.n_best, scores.shape[-1]))
         # These processors look at scores alone; the ids that they are handed serve others.
         return tokens, self.processors(tokens, best).softmax(-1)
 
