@@ -124,6 +124,29 @@ def test_blocks_of_any_length_and_layout_equal_the_literal_formula(
     assert_close(attend_in_blocks(*in_single((q, k, v)), **in_single(terms)), expected.float())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("q_len", "memory_len", "span"), LENGTHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_products", [True, False])
+@torch.no_grad()
+def test_blocks_of_16_bits_are_computed_in_them_or_where_they_have_no_product_in_float32(
+    kind, q_len, memory_len, span, dtype, has_products, monkeypatch
+):
+    monkeypatch.setattr(blocked_attention, "block_size", lambda *_: (1, 2, 2))
+    monkeypatch.setattr(blocked_attention, "has_products", lambda asked: has_products or asked != dtype)
+    products, bmm = set(), torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *args, **kwargs: products.add(args[0].dtype) or bmm(*args, **kwargs))
+    q, k, v, content_bias, distance = as_dtype(random_case(q_len, memory_len, kind=kind), dtype)
+    terms = {"content_bias": content_bias, "distance": distance}
+    terms["visible"] = VisibleKeys(q_len, memory_len, span=span, device=CPU)
+    expected, _ = eager_attention(*as_dtype((q, k, v), torch.float64), **as_dtype(terms, torch.float64))
+    actual = attend_in_blocks(q, k, v, **terms)
+    assert actual.dtype == dtype
+    assert products == {dtype if has_products else torch.float32}
+    rounding = torch.finfo(dtype).eps * (8 if has_products else 0.51)
+    assert_close(actual.double(), expected, rtol=rounding, atol=rounding if has_products else 1e-6)
+
+
 SEGMENTED = [
     (7, 6, None, Segments(3, 6)),
     (8, 0, None, Segments(4, 2)),
@@ -182,15 +205,20 @@ def test_nothing_depends_on_what_fresh_memory_held(kind, q_len, memory_len, span
     assert all(states.isfinite().all() for states in (attended, without_gradients, *gradients))
 
 
+def as_dtype(value, dtype):
+    """The same in another dtype."""
+    if isinstance(value, dict):
+        return {name: as_dtype(item, dtype) for name, item in value.items()}
+    if isinstance(value, DistanceTerms):
+        return DistanceTerms(*(as_dtype(item, dtype) for item in value))
+    if isinstance(value, tuple):
+        return tuple(as_dtype(item, dtype) for item in value)
+    return value.to(dtype) if isinstance(value, torch.Tensor) else value
+
+
 def in_single(value):
     """The same in float32."""
-    if isinstance(value, dict):
-        return {name: in_single(item) for name, item in value.items()}
-    if isinstance(value, DistanceTerms):
-        return DistanceTerms(*map(in_single, value))
-    if isinstance(value, tuple):
-        return tuple(map(in_single, value))
-    return value.float() if isinstance(value, torch.Tensor) else value
+    return as_dtype(value, torch.float32)
 
 
 def test_eager_weights_are_probabilities_over_visible_keys():

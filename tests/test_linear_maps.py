@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from models import assert_equal
-from transformer_xl import linear_maps
+from transformer_xl import half_precision, linear_maps
 from transformer_xl.layers import apply_linear
 from transformer_xl.linear_maps import by_onednn, row_last_by_parts, weight_first
 
@@ -225,3 +225,56 @@ def test_a_module_is_called_where_somebody_looks_or_wants_gradients(forms):
             assert apply_linear(module, states).dtype == torch.bfloat16
     assert seen == [1]
     assert not forms
+
+
+@pytest.fixture
+def no_half_products(monkeypatch):
+    """A processor without products of 16 bits; the dtypes of the weights that are multiplied in float32."""
+    monkeypatch.setattr(linear_maps, "has_products", lambda dtype: dtype.itemsize > 2)
+    converted = []
+    by_float32 = linear_maps.by_float32
+    monkeypatch.setattr(linear_maps, "by_float32", lambda *args: converted.append(args[1].dtype) or by_float32(*args))
+    return converted
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n_rows", [1, 7, 8, 21])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("is_transposed", [True, False])
+def test_many_rows_of_16_bits_are_multiplied_in_float32_where_they_have_no_product(
+    dtype, n_rows, has_bias, is_transposed, no_half_products, monkeypatch
+):
+    monkeypatch.setattr(linear_maps, "CONVERTED_AT_ONCE", 50)
+    states, weight, bias = (tensor.to(dtype) for tensor in random_product(n_rows, 33, 20))
+    weight = weight.T.contiguous().T if is_transposed else weight
+    bias = bias if has_bias else None
+    expected = F.linear(states.double(), weight.double(), None if bias is None else bias.double())
+    with torch.no_grad():
+        made = linear_maps.linear(states.view(n_rows, 1, 20), weight, bias)
+    assert made.shape == (n_rows, 1, 33)
+    is_converted = n_rows >= linear_maps.CONVERTED_ROWS  # then there is one rounding, at the end
+    rounding = torch.finfo(dtype).eps * (0.51 if is_converted else 2)
+    assert_close(made.view(n_rows, 33).double(), expected, rtol=rounding, atol=1e-6 if is_converted else rounding)
+    assert no_half_products == [dtype] * is_converted
+
+
+def test_what_is_not_plain_or_wants_gradients_is_not_converted(no_half_products):
+    states, weight, bias = (tensor.bfloat16() for tensor in random_product(20, 9, 5))
+    assert linear_maps.linear(states, torch.nn.Parameter(weight), bias).requires_grad
+    with torch.no_grad():
+        linear_maps.linear(states, weight.as_subclass(type("Quantised", (torch.Tensor,), {})), bias)
+        linear_maps.linear(states.double(), weight.double(), bias.double())
+        with pytest.raises(RuntimeError, match="dtype"):
+            linear_maps.linear(states.float(), weight, bias)
+    assert not no_half_products
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_torch_s_library_says_which_products_it_has(answer, monkeypatch):
+    ask = half_precision.has_products.__wrapped__
+    assert ask(torch.float32)
+    assert ask(torch.float64)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: answer)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: not answer)
+    assert ask(torch.bfloat16) is answer
+    assert ask(torch.float16) is not answer

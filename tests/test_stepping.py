@@ -52,6 +52,29 @@ def test_single_tokens_of_many_rows_get_what_the_layers_give(changes, n_rows, is
     assert_equal(actual, scores_of_tokens(model, ids))
 
 
+@pytest.mark.parametrize("n_rows", [3, 12])
+def test_single_tokens_of_many_rows_in_16_bits_are_multiplied_in_float32_where_they_have_no_product(
+    n_rows, steps, monkeypatch
+):
+    model, ids = tiny_model(attn_implementation="sdpa").bfloat16(), random_ids(n_rows, 14)
+    monkeypatch.setattr(linear_maps, "has_products", lambda dtype: True)
+    by_16_bits = scores_of_tokens(model, ids)
+    steps.clear()
+    monkeypatch.setattr(linear_maps, "has_products", lambda dtype: False)
+    products, by_float32 = [], linear_maps.by_float32
+    monkeypatch.setattr(
+        linear_maps, "by_float32", lambda *args: products.append((len(args[0]), id(args[1]))) or by_float32(*args)
+    )
+    actual = scores_of_tokens(model, ids)
+    assert len(steps) == 11
+    for layer in model.transformer.layers:
+        attention, (inner, _, _, outer, _) = layer.dec_attn, layer.pos_ff.CoreNet
+        for linear in (attention.qkv_net, attention.o_net, inner, outer):
+            assert products.count((n_rows, id(linear.weight))) == (11 if n_rows == 12 else 0)
+    exact = scores_of_tokens(model.float(), ids)
+    assert (actual - exact).abs().mean() < 1.1 * (by_16_bits - exact).abs().mean()
+
+
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here")
 @pytest.mark.parametrize("n_rows", [1, 3])
 def test_single_tokens_in_bfloat16_get_the_same_from_packed_weights(n_rows, steps, monkeypatch):

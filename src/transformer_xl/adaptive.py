@@ -281,7 +281,7 @@ class AdaptiveLogSoftmax(nn.Module):
         self.n_token, self.cutoffs = shifted_cutoffs(self.n_token, self.cutoffs, cluster, change)
 
     def _project(self, hidden: Tensor, i: int) -> Tensor:
-        return F.linear(hidden, self.out_projs[i].T) if len(self.out_projs) else hidden
+        return linear(hidden, self.out_projs[i].T, None) if len(self.out_projs) else hidden
 
     def _head_logits(self, hidden: Tensor) -> Tensor:
         projected = self._project(hidden, 0)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .attention import DistanceTerms, VisibleKeys
+from .half_precision import has_products
 
 BLOCK_SCORES = 1 << 20  # scores in a block: 4 MiB in float32, which with a copy stay near the processor
 FEWEST_HEADS = 2  # in a block: torch computes one on each core, so a block has a multiple of them
@@ -101,13 +102,16 @@ def blocked_attention(
     Returns:
         `[B, N, Q, H]`.
     """
-    queries = BlockQueries(q, content_bias, distance)
     attended = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if not has_products(q.dtype):
+        q, content_bias = q.float(), None if content_bias is None else content_bias.float()
+        distance = None if distance is None else distance.to(q.dtype)
+    queries = BlockQueries(q, content_bias, distance)
     for block in blocks(visible, *q.shape[:2]):
-        values = v[block.of_keys].flatten(0, 1)
+        values = v[block.of_keys].flatten(0, 1).to(q.dtype)
         weights, sums = exponentials(queries.scores(block, k), block.visible)
         place = attended[block.of_queries]
-        place.copy_((torch.bmm(weights.to(v.dtype), values) / sums).view_as(place))
+        place.copy_((torch.bmm(weights.to(values.dtype), values) / sums).view_as(place))
     return attended
 
 
@@ -137,7 +141,7 @@ class BlockQueries:
     def scores(self, block: Block, k: Tensor) -> Tensor:
         """Scaled scores times `LOG2_E`, `[b, n, q, k]`, of keys in the future any; `k` are all keys, `[B, N, K, H]`."""
         content = self.content(block)
-        keys = k[block.of_keys].flatten(0, 1)  # [b*n, k, H]
+        keys = k[block.of_keys].flatten(0, 1).to(content.dtype)  # [b*n, k, H]
         scores = self.room("scores", *content.shape[:3], keys.shape[1])
         flat, scale = scores.flatten(0, 1), self.scale * LOG2_E
         if self.distance is None:

@@ -152,7 +152,8 @@ class Attention(nn.Module):
             assert memory is not None  # or the model would have made a signal
             assert memory.distance is not None
             return memory.distance.last(k_len)
-        keys = self.r_net(around.signal).unflatten(-1, (self.n_head, self.d_head)).transpose(0, 1)
+        keys = self.r_net(around.signal) if torch.is_grad_enabled() else apply_linear(self.r_net, around.signal)
+        keys = keys.unflatten(-1, (self.n_head, self.d_head)).transpose(0, 1)
         position_bias = self.r_r_bias if self.has_own_biases else shared.position_bias
         if memory is None or torch.is_grad_enabled():
             return DistanceTerms(keys, position_bias)

@@ -4,7 +4,8 @@ torch leaves products of float32 to MKL. Its code for AMD's processors reads the
 and waits for it; products of many rows make two thirds to three quarters of the operations a second that oneDNN, which
 torch carries too, makes there. Products of bfloat16 are oneDNN's everywhere. It rearranges a weight each time that the
 weight meets some rows; where the processor has instructions for bfloat16 this takes longer than the product, and
-`PackingMap` does it once. `benchmarks/linear_maps.py` times the forms.
+`PackingMap` does it once. Where oneDNN has no products of 16 bits, those of many rows are made in float32.
+`benchmarks/linear_maps.py` times the forms.
 
 Shapes: B rows.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .half_precision import has_products
 from .implementations import is_eager_cpu
 
 Form = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -28,16 +30,24 @@ WEIGHT_FIRST_ROWS = range(10, 49)  # on Intel's processors
 SHORT_ROW = 1024  # numbers; of shorter ones four are fastest with the weight first on AMD's processors, else two
 LONG_ROW = 3072  # numbers; for parts with such rows MKL takes some 200 MiB
 PARTS_PER_THREAD = 8  # so that a core which others take time from leaves some of its parts to the next
+CONVERTED_ROWS = 8  # fewer are multiplied sooner in 16 bits, number by number, than a weight is converted
+CONVERTED_AT_ONCE = 1 << 22  # weights: 16 MiB
 # Packing costs what some 30 calls gain by it. Most texts are longer than that; who asks for a few tokens does not pay.
 PACK_AFTER = 16
 
 
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What `F.linear` gives for `states [..., in]`, `[..., out]`, in the fastest form where there is a choice."""
-    if torch.is_grad_enabled() or not is_eager_cpu(states) or not can_choose_form(weight):
+    if torch.is_grad_enabled() or not is_eager_cpu(states):
+        return F.linear(states, weight, bias)
+    if can_choose_form(weight):
+        product = linear_of_rows
+    elif must_convert(weight) and weight.dtype == states.dtype and states.numel() >= CONVERTED_ROWS * weight.shape[1]:
+        product = by_float32
+    else:
         return F.linear(states, weight, bias)
     n_out, n_in = weight.shape
-    return linear_of_rows(states.reshape(-1, n_in), weight, bias).view(*states.shape[:-1], n_out)
+    return product(states.reshape(-1, n_in), weight, bias).view(*states.shape[:-1], n_out)
 
 
 def linear_of_rows(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,8 +60,17 @@ def linear_of_rows(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 def can_choose_form(weight: Tensor) -> bool:
     """Whether `linear_of_rows` may multiply with this weight: plain float32 numbers, one row after the other."""
-    is_plain = type(weight) in (Tensor, nn.Parameter)  # others, such as quantised ones, bring their own product
-    return is_plain and weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+    return _is_plain(weight) and weight.dtype == torch.float32 and weight.is_contiguous()
+
+
+def must_convert(weight: Tensor) -> bool:
+    """Whether many rows by this weight are made in float32: its plain numbers of 16 bits have no products here."""
+    return _is_plain(weight) and not has_products(weight.dtype)
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether it lies on a processor as it is; weights of other types, such as quantised ones, bring their product."""
+    return type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu"
 
 
 def fastest_form(n_rows: int, n_out: int, n_in: int) -> Form:
@@ -91,6 +110,17 @@ def row_last_by_parts(states: Tensor, weight: Tensor, bias: Tensor | None) -> Te
 def by_onednn(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` by the operation that `torch.compile` puts in its place."""
     made: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    return made
+
+
+def by_float32(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` of rows and a weight in 16 bits, of which some rows at a time are there in float32."""
+    made = states.new_empty(len(states), len(weight))
+    rows, at_once = states.float(), max(CONVERTED_AT_ONCE // weight.shape[1], 1)
+    for start in range(0, len(weight), at_once):
+        part = slice(start, start + at_once)
+        single = weight[part].to(torch.float32, memory_format=torch.contiguous_format)
+        made[:, part] = linear_of_rows(rows, single, None if bias is None else bias[part].float())
     return made
 
 
@@ -165,6 +195,7 @@ def has_onednn() -> bool:
 __all__ = [
     "Form",
     "PackingMap",
+    "by_float32",
     "by_onednn",
     "can_choose_form",
     "can_pack",
@@ -174,6 +205,7 @@ __all__ = [
     "is_amd",
     "linear",
     "linear_of_rows",
+    "must_convert",
     "row_last_by_parts",
     "weight_first",
 ]

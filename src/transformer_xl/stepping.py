@@ -19,7 +19,7 @@ from torch.nn.modules import module as torch_module
 from .blocked_attention import attend_one
 from .dropout import Dropout
 from .layers import Attention, FeedForward, Shared, TransfoXLLayer, is_exactly
-from .linear_maps import PackingMap, can_choose_form, can_pack, linear_of_rows
+from .linear_maps import PackingMap, can_choose_form, can_pack, linear, linear_of_rows, must_convert
 from .memory import MemoryLayer
 
 Map = Callable[[Tensor], Tensor]
@@ -137,6 +137,8 @@ def _map_of(module: nn.Module) -> Map:
         return lambda states: linear_of_rows(states, weight, bias)
     if can_pack(weight):
         return PackingMap(weight, bias)
+    if must_convert(weight):
+        return lambda states: linear(states, weight, bias)
     return lambda states: F.linear(states, weight, bias)  # by position: quantised weights look for them there
 
 
