@@ -27,6 +27,7 @@ FORMS = {
     "linear": F.linear,
     "weight first": linear_maps.weight_first,
     "row last, by parts": linear_maps.row_last_by_parts,
+    "rows first, by parts": linear_maps.rows_first_by_parts,
     **({"oneDNN": linear_maps.by_onednn} if linear_maps.has_onednn() else {}),
 }
 

@@ -124,16 +124,18 @@ def test_log_probabilities_and_losses_equal_a_loop_over_tokens(n_token, d_embed,
     )
 
 
+@pytest.mark.parametrize("has_avx512", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 2, 5, 20])
 @pytest.mark.parametrize(("n_token", "d_embed", "d_proj", "cutoffs", "div_val"), KINDS)
 def test_log_probabilities_of_few_rows_are_the_same_in_the_form_that_is_fastest_for_them(
-    n_token, d_embed, d_proj, cutoffs, div_val, n_rows, monkeypatch
+    n_token, d_embed, d_proj, cutoffs, div_val, n_rows, has_avx512, monkeypatch
 ):
     module = random_parameters(AdaptiveLogSoftmax(n_token, d_embed, d_proj, cutoffs, div_val)).float()
     hidden = torch.randn(n_rows, 1, d_proj, generator=torch.Generator().manual_seed(0))
     expected = module.log_prob(hidden)
     monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
     monkeypatch.setattr(linear_maps, "is_amd", lambda: True)
+    monkeypatch.setattr(linear_maps, "has_avx512", lambda: has_avx512)
     taken = []
     form = linear_maps.linear_of_rows
     monkeypatch.setattr(linear_maps, "linear_of_rows", lambda *args: taken.append(1) or form(*args))

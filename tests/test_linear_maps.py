@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from models import assert_equal
 from transformer_xl import half_precision, linear_maps
 from transformer_xl.layers import apply_linear
-from transformer_xl.linear_maps import by_onednn, row_last_by_parts, weight_first
+from transformer_xl.linear_maps import by_onednn, row_last_by_parts, rows_first_by_parts, weight_first
 
 
 def random_product(n_rows: int, n_out: int, n_in: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,16 +23,23 @@ def random_product(n_rows: int, n_out: int, n_in: int) -> tuple[Tensor, Tensor, 
     return states, weight / n_in**0.5, bias
 
 
+def set_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the package run as on a processor of that maker and width."""
+    monkeypatch.setattr(linear_maps, "is_amd", lambda: name.startswith("AMD"))
+    monkeypatch.setattr(linear_maps, "has_avx512", lambda: name.endswith("AVX-512"))
+
+
 @pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 9, 10, 15, 16, 48, 49, 64, 65])
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 4, 5, 9, 10, 15, 16, 32, 33, 48, 49, 64, 65])
 @pytest.mark.parametrize(("n_out", "n_in"), [(9, 5), (11, 6), (16, 3), (3, 4), (10, linear_maps.LONG_ROW), (37, 6)])
-@pytest.mark.parametrize("is_amd", [True, False])
+@pytest.mark.parametrize("processor", ["Intel's", "AMD's", "AMD's, AVX-512"])
 @pytest.mark.parametrize("n_threads", [1, 2, 8])
 def test_rows_of_any_number_and_size_get_what_linear_gives(
-    n_threads, is_amd, n_out, n_in, n_rows, has_bias, monkeypatch
+    n_threads, processor, n_out, n_in, n_rows, has_bias, monkeypatch
 ):
     monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
-    monkeypatch.setattr(linear_maps, "is_amd", lambda: is_amd)
+    monkeypatch.setattr(linear_maps, "ROWS_OF_A_PART", 4)
+    set_processor(processor, monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
     states, weight, bias = random_product(n_rows, n_out, n_in)
     bias = bias if has_bias else None
@@ -40,38 +47,60 @@ def test_rows_of_any_number_and_size_get_what_linear_gives(
 
 
 @pytest.mark.parametrize(
-    ("is_amd", "n_rows", "n_out", "n_in", "form"),
+    ("processor", "n_rows", "n_out", "n_in", "form"),
     [
-        (True, 1, 256, 256, row_last_by_parts),
-        (True, 1, 64, 4096, by_onednn),
-        (True, 1, 257, 256, row_last_by_parts),
-        (True, 1, 255, 256, F.linear),  # lies in a cache
-        (True, 4, 257, 256, weight_first),
-        (True, 5, 256, 256, by_onednn),
-        (True, 2, 64, linear_maps.SHORT_ROW, weight_first),
-        (True, 3, 64, linear_maps.SHORT_ROW, by_onednn),
-        (True, 500, 255, 256, F.linear),
-        (True, 500, 256, 256, by_onednn),
-        (False, 1, 256, 256, F.linear),
-        (False, 9, 256, 256, F.linear),
-        (False, 10, 256, 256, weight_first),
-        (False, 49, 256, 256, F.linear),
+        ("AMD's, AVX-512", 1, 256, 256, row_last_by_parts),
+        ("AMD's, AVX-512", 1, 64, 4096, by_onednn),
+        ("AMD's, AVX-512", 1, 257, 256, row_last_by_parts),
+        ("AMD's, AVX-512", 1, 255, 256, F.linear),  # lies in a cache
+        ("AMD's, AVX-512", 4, 257, 256, weight_first),
+        ("AMD's, AVX-512", 5, 256, 256, by_onednn),
+        ("AMD's, AVX-512", 2, 64, linear_maps.SHORT_ROW, weight_first),
+        ("AMD's, AVX-512", 3, 64, linear_maps.SHORT_ROW, by_onednn),
+        ("AMD's, AVX-512", 500, 255, 256, F.linear),
+        ("AMD's, AVX-512", 500, 256, 256, by_onednn),
+        ("AMD's", 1, 255, 256, F.linear),
+        ("AMD's", 1, 256, 256, row_last_by_parts),
+        ("AMD's", 1, 64, linear_maps.SHORT_ROW, rows_first_by_parts),
+        ("AMD's", 4, 256, 256, weight_first),
+        ("AMD's", 5, 256, 256, rows_first_by_parts),
+        ("AMD's", 2, 64, linear_maps.SHORT_ROW, weight_first),
+        ("AMD's", 3, 64, linear_maps.SHORT_ROW, rows_first_by_parts),
+        ("AMD's", 32, 256, 256, rows_first_by_parts),
+        ("AMD's", 33, 256, 256, by_onednn),
+        ("Intel's", 1, 256, 256, F.linear),
+        ("Intel's", 9, 256, 256, F.linear),
+        ("Intel's", 10, 256, 256, weight_first),
+        ("Intel's", 49, 256, 256, F.linear),
     ],
 )
-def test_the_form_is_the_one_that_the_processor_is_fastest_in(is_amd, n_rows, n_out, n_in, form, monkeypatch):
-    monkeypatch.setattr(linear_maps, "is_amd", lambda: is_amd)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def test_the_form_is_the_one_that_the_processor_is_fastest_in(processor, n_rows, n_out, n_in, form, monkeypatch):
+    set_processor(processor, monkeypatch)
     assert linear_maps.fastest_form(n_rows, n_out, n_in) is form
+
+
+@pytest.mark.parametrize(("n_out", "sizes"), [(6, [3, 3]), (7, [3, 3, 1]), (9, [3, 3, 3]), (1, [1])])
+def test_rows_meet_equal_parts_of_a_weight_and_what_is_left(n_out, sizes, monkeypatch):
+    monkeypatch.setattr(linear_maps, "ROWS_OF_A_PART", 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    met = []
+    bmm, linear = torch.bmm, F.linear
+    monkeypatch.setattr(torch, "bmm", lambda rows, parts: met.extend([parts.shape[2]] * len(parts)) or bmm(rows, parts))
+    monkeypatch.setattr(F, "linear", lambda rows, weight, bias: met.append(len(weight)) or linear(rows, weight, bias))
+    states, weight, _ = random_product(5, n_out, 4)
+    rows_first_by_parts(states, weight, None)
+    assert met == sizes
 
 
 def test_one_row_lies_as_rows_do_and_may_come_otherwise():
     """What comes out goes into the next product, where strides of a column cost most of the gain."""
     states, weight, bias = random_product(1, 8, 6)
     assert row_last_by_parts(states, weight, bias).stride() == (8, 1)
+    assert rows_first_by_parts(states, weight, bias).stride() == (8, 1)
     assert by_onednn(states, weight, bias).stride() == (8, 1)
     column = weight_first(states, weight, bias)
     assert column.stride() == (1, 1)
-    for form in (row_last_by_parts, by_onednn):
+    for form in (row_last_by_parts, rows_first_by_parts, by_onednn):
         assert_equal(form(column, weight.T.contiguous(), None), column @ weight)
 
 
@@ -107,8 +136,15 @@ def test_weights_that_are_not_plain_bring_their_own_product():
     assert not linear_maps.can_choose_form(weight.as_subclass(type("Quantised", (torch.Tensor,), {})))
 
 
+@pytest.mark.parametrize(("text", "has_them"), [("flags : avx2 avx512f avx512dq", True), ("flags : avx2 fma", False)])
+def test_the_width_of_the_processor_is_read_from_the_system(text, has_them, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(linear_maps, "Path", lambda _: tmp_path / "cpuinfo")
+    assert linear_maps.has_avx512.__wrapped__() is has_them
+
+
 def test_without_onednn_the_product_is_torch_s(monkeypatch):
-    monkeypatch.setattr(linear_maps, "is_amd", lambda: True)
+    set_processor("AMD's, AVX-512", monkeypatch)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(linear_maps, "has_onednn", linear_maps.has_onednn.__wrapped__)
     assert linear_maps.fastest_form(5, 256, 256) is F.linear
@@ -191,11 +227,11 @@ def test_instructions_for_bfloat16_are_read_from_the_system(flags, has_them, tmp
     assert linear_maps.has_bfloat16_instructions.__wrapped__() is has_them
 
 
-@pytest.fixture
-def forms(monkeypatch):
+@pytest.fixture(params=["AMD's", "AMD's, AVX-512"])
+def forms(request, monkeypatch):
     """The number of rows of each product whose form was chosen."""
     monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
-    monkeypatch.setattr(linear_maps, "is_amd", lambda: True)
+    set_processor(request.param, monkeypatch)
     taken = []
     fastest_form = linear_maps.fastest_form
     monkeypatch.setattr(linear_maps, "fastest_form", lambda n, *size: taken.append(n) or fastest_form(n, *size))

@@ -215,6 +215,18 @@ def test_distance_embeddings_are_projected_once_for_equal_lengths():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("length", [1, 9, 16, 17])
+def test_distance_embeddings_lie_feature_by_feature_and_end_with_a_cache_line(length):
+    """So that the nearest ones of a block whose rows of scores are whole lines begin with one."""
+    model = tiny_model(mem_len=20, initial_memory="empty")
+    cache = model(random_ids(2, length), use_cache=True).past_key_values
+    keys = cache.layers[0].distance.keys
+    assert keys.stride(1) == 1
+    assert keys.stride(2) % 16 == 0
+    assert (keys.storage_offset() + keys.shape[1]) % 16 == 0
+
+
+@torch.no_grad()
 def test_one_long_prompt_does_not_hold_its_distance_embeddings_for_ever():
     model = tiny_model(n_layer=1)
     cache = model(random_ids(1, 100), use_cache=True).past_key_values

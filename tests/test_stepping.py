@@ -38,12 +38,13 @@ def test_single_tokens_get_what_the_layers_give(changes):
     assert_equal(actual, scores_of_tokens(model, ids))
 
 
-@pytest.mark.parametrize("is_amd", [False, True])
+@pytest.mark.parametrize(("is_amd", "has_avx512"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("n_rows", [1, 2, 5, 12, 20])
 @pytest.mark.parametrize("changes", [{}, {"pre_lnorm": True}, {"attn_type": 1}, {"untie_r": False, "clamp_len": 3}])
-def test_single_tokens_of_many_rows_get_what_the_layers_give(changes, n_rows, is_amd, steps, monkeypatch):
+def test_single_tokens_of_many_rows_get_what_the_layers_give(changes, n_rows, is_amd, has_avx512, steps, monkeypatch):
     monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
     monkeypatch.setattr(linear_maps, "is_amd", lambda: is_amd)
+    monkeypatch.setattr(linear_maps, "has_avx512", lambda: has_avx512)
     model = tiny_model(**changes).float()
     ids = random_ids(n_rows, 14)
     actual = scores_of_tokens(model, ids)

@@ -40,6 +40,8 @@ class DistanceTerms(NamedTuple):
 
     def last(self, k_len: int) -> "DistanceTerms":
         """The terms for `k_len` keys: those of the `k_len` smallest distances (views)."""
+        if self.keys.shape[1] <= k_len:
+            return self
         score_bias = None if self.score_bias is None else self.score_bias[:, -k_len:]
         return DistanceTerms(self.keys[:, -k_len:], self.query_bias, score_bias)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .attention import DistanceTerms, VisibleKeys
+from .attention import KEYS_OF_A_LINE, DistanceTerms, VisibleKeys
 from .configuration import TransfoXLConfig
 from .dropout import Dropout, sum_with_dropout
 from .implementations import ATTENTION_FUNCTIONS, can_train_on_cpu
@@ -157,8 +157,15 @@ class Attention(nn.Module):
         position_bias = self.r_r_bias if self.has_own_biases else shared.position_bias
         if memory is None or torch.is_grad_enabled():
             return DistanceTerms(keys, position_bias)
-        memory.distance = DistanceTerms(keys.mT.contiguous().mT, position_bias)  # laid out as memory is
+        memory.distance = DistanceTerms(_in_lines(keys), position_bias)
         return memory.distance
+
+
+def _in_lines(keys: Tensor) -> Tensor:
+    """Keys `[N, R, H]` laid out as memory is, a feature of all distances after the other, each to a line's end."""
+    n_heads, n_keys, size = keys.shape
+    lines = keys.new_empty(n_heads, size, -(-n_keys // KEYS_OF_A_LINE) * KEYS_OF_A_LINE)
+    return lines[..., -n_keys:].mT.copy_(keys)
 
 
 def is_exactly(module: nn.Module, cls: type[nn.Module]) -> bool:

@@ -1,11 +1,11 @@
 """Linear maps without gradients, in the form that the processor's library is fastest in.
 
 torch leaves products of float32 to MKL. Its code for AMD's processors reads the weight that meets one row on one core,
-and waits for it; products of many rows make two thirds to three quarters of the operations a second that oneDNN, which
-torch carries too, makes there. Products of bfloat16 are oneDNN's everywhere. It rearranges a weight each time that the
-weight meets some rows; where the processor has instructions for bfloat16 this takes longer than the product, and
-`PackingMap` does it once. Where oneDNN has no products of 16 bits, those of many rows are made in float32.
-`benchmarks/linear_maps.py` times the forms.
+and waits for it, but for batches of parts of the weight; products of many rows make two thirds to three quarters of the
+operations a second that oneDNN, which torch carries too, makes there. Products of bfloat16 are oneDNN's everywhere. It
+rearranges a weight each time that the weight meets some rows; where the processor has instructions for bfloat16 this
+takes longer than the product, and `PackingMap` does it once. Where oneDNN has no products of 16 bits, those of many
+rows are made in float32. `benchmarks/linear_maps.py` times the forms.
 
 Shapes: B rows.
 """
@@ -28,8 +28,10 @@ Form = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 FEWEST_WEIGHTS = 2**16  # fewer lie in a cache, where all forms are as fast
 WEIGHT_FIRST_ROWS = range(10, 49)  # on Intel's processors
 SHORT_ROW = 1024  # numbers; of shorter ones four are fastest with the weight first on AMD's processors, else two
-LONG_ROW = 3072  # numbers; for parts with such rows MKL takes some 200 MiB
+LONG_ROW = 3072  # numbers; for parts that come first and have such rows MKL takes some 200 MiB
 PARTS_PER_THREAD = 8  # so that a core which others take time from leaves some of its parts to the next
+ROWS_OF_A_PART = 256  # of a weight that few rows meet: with long rows a MiB
+FEW_ROWS = 32  # on AMD's processors without AVX-512; more are faster by oneDNN
 CONVERTED_ROWS = 8  # fewer are multiplied sooner in 16 bits, number by number, than a weight is converted
 CONVERTED_AT_ONCE = 1 << 22  # weights: 16 MiB
 # Packing costs what some 30 calls gain by it. Most texts are longer than that; who asks for a few tokens does not pay.
@@ -79,10 +81,12 @@ def fastest_form(n_rows: int, n_out: int, n_in: int) -> Form:
         return F.linear
     if not is_amd():
         return weight_first if n_rows in WEIGHT_FIRST_ROWS else F.linear
-    if n_rows == 1 and n_in < LONG_ROW:
+    if n_rows == 1 and n_in < (LONG_ROW if has_avx512() else SHORT_ROW):
         return row_last_by_parts
     if 1 < n_rows <= (4 if n_in < SHORT_ROW else 2):
         return weight_first
+    if n_rows <= FEW_ROWS and not has_avx512():
+        return rows_first_by_parts
     return by_onednn if has_onednn() else F.linear
 
 
@@ -94,17 +98,45 @@ def weight_first(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def row_last_by_parts(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` of one row as a batch of `W_i x`, where the `W_i` are equal parts of W's rows."""
-    n_parts = min(PARTS_PER_THREAD * torch.get_num_threads(), len(weight))
-    whole = len(weight) - len(weight) % n_parts
-    parts = weight[:whole].unflatten(0, (n_parts, -1))
-    columns = states[0].expand(n_parts, 1, -1).mT  # with strides of columns, or MKL takes four times as long
-    if bias is None:
-        made = torch.bmm(parts, columns).view(1, -1)
-    else:
-        made = torch.baddbmm(bias[:whole].view(n_parts, -1, 1), parts, columns).view(1, -1)
-    if whole == len(weight):
-        return made
-    return torch.cat([made, F.linear(states, weight[whole:], None if bias is None else bias[whole:])], dim=1)
+
+    def product(weight: Tensor, bias: Tensor | None, n_parts: int) -> Tensor:
+        parts = weight.view(n_parts, -1, weight.shape[1])
+        columns = states[0].expand(n_parts, 1, -1).mT  # with strides of columns, or MKL takes four times as long
+        if bias is None:
+            return torch.bmm(parts, columns).view(1, -1)
+        return torch.baddbmm(bias.view(n_parts, -1, 1), parts, columns).view(1, -1)
+
+    return _with_rest(product, states, weight, bias, PARTS_PER_THREAD * torch.get_num_threads())
+
+
+def rows_first_by_parts(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` as a batch of `x W_i^T`, where the `W_i` are equal parts of W's rows."""
+
+    def product(weight: Tensor, bias: Tensor | None, n_parts: int) -> Tensor:
+        parts = weight.view(n_parts, -1, weight.shape[1]).mT
+        rows = states.expand(n_parts, -1, -1)
+        made = torch.bmm(rows, parts) if bias is None else torch.baddbmm(bias.view(n_parts, 1, -1), rows, parts)
+        return made.transpose(0, 1).reshape(len(states), len(weight))
+
+    return _with_rest(product, states, weight, bias, max(len(weight) // ROWS_OF_A_PART, torch.get_num_threads()))
+
+
+def _with_rest(
+    product: Callable[[Tensor, Tensor | None, int], Tensor],
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    n_parts: int,
+) -> Tensor:
+    """`product` with so many equal parts of a weight, beside `F.linear` with the rows that are left."""
+    n_parts = min(n_parts, len(weight))
+    n_left = len(weight) % n_parts
+    if n_left == 0:
+        return product(weight, bias, n_parts)
+    whole = len(weight) - n_left
+    made = product(weight[:whole], None if bias is None else bias[:whole], n_parts)
+    left = F.linear(states, weight[whole:], None if bias is None else bias[whole:])
+    return torch.cat([made, left], dim=1)
 
 
 def by_onednn(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -172,6 +204,12 @@ def has_bfloat16_instructions() -> bool:
 
 
 @cache
+def has_avx512() -> bool:
+    """Whether the processor computes with 16 numbers in float32 at once, which makes other products its fastest."""
+    return "avx512f" in _processor()
+
+
+@cache
 def is_amd() -> bool:
     """Whether AMD made the processor, which MKL goes by."""
     return "AuthenticAMD" in _processor()
@@ -200,6 +238,7 @@ __all__ = [
     "can_choose_form",
     "can_pack",
     "fastest_form",
+    "has_avx512",
     "has_bfloat16_instructions",
     "has_onednn",
     "is_amd",
@@ -207,5 +246,6 @@ __all__ = [
     "linear_of_rows",
     "must_convert",
     "row_last_by_parts",
+    "rows_first_by_parts",
     "weight_first",
 ]

@@ -143,8 +143,10 @@ def _map_of(module: nn.Module) -> Map:
 
 
 def _norm_of(norm: nn.LayerNorm) -> Map:
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+
     def normalise(states: Tensor) -> Tensor:
-        return torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return torch.layer_norm(states, shape, weight, bias, eps)
 
     return normalise
 
