@@ -366,7 +366,9 @@ def test_exponentials_of_a_row_do_not_depend_on_other_rows_or_on_the_future(plac
 def test_scores_by_distance_in_a_ring_are_those_in_order_turned_round(n_near, oldest):
     near = torch.randn(3, 2, n_near, generator=torch.Generator().manual_seed(0))
     in_order = blocked_attention.with_farther(near, 8)
-    assert torch.equal(blocked_attention.in_ring(near, 8, oldest=oldest), in_order.roll(oldest, -1))
+    scores = torch.ones(3, 2, 8)
+    blocked_attention.add_in_ring(scores, near, oldest=oldest, scale=0.5)
+    assert torch.equal(scores, 1 + 0.5 * in_order.roll(oldest, -1))
 
 
 @given(

@@ -204,7 +204,8 @@ class AdaptiveLogSoftmax(nn.Module):
 
         Args:
             hidden: `[..., D]`.
-            n_best: how many tokens of each position matter; None for all. Clusters without any of them may be -inf.
+            n_best: how many tokens of each position matter; None for all. Clusters without any of them may be -inf, and
+                the last ones are left out.
 
         Raises:
             ValueError: `n_best` is below 1.
@@ -214,8 +215,10 @@ class AdaptiveLogSoftmax(nn.Module):
             return head
         shortlist = self.cutoffs[0]
         is_needed = self._needed_tails(head, n_best)
+        while is_needed and not is_needed[-1]:
+            is_needed.pop()
         parts = [head[..., :shortlist]]
-        for i, (low, high) in enumerate(cluster_bounds(self.n_token, self.cutoffs)[1:]):
+        for i, (low, high) in enumerate(cluster_bounds(self.n_token, self.cutoffs)[1 : 1 + len(is_needed)]):
             if is_needed[i]:
                 tail = _log_softmax(self._tail_logits(hidden, i + 1)) + head[..., shortlist + i, None]
             else:

@@ -201,11 +201,10 @@ def attend_one(
     scale, k_len = size**-0.5, keys.shape[-1]
     query, distance = q.to(keys.dtype), distance.last(k_len).to(keys.dtype)
     with_bias = query if distance.query_bias is None else query + distance.query_bias
-    near = scores_of_terms(with_bias.transpose(0, 1), distance)  # [N, B, R]
-    scores = in_ring(near, k_len, oldest=oldest).transpose(0, 1)
-    scores = scores.reshape(n_batch * n_heads, 1, k_len)
+    near = scores_of_terms(with_bias.transpose(0, 1), distance).transpose(0, 1)  # [B, N, R]
     content = (query + content_bias).reshape(n_batch * n_heads, 1, size)
-    scores = scores.baddbmm_(content, keys, beta=scale, alpha=scale)
+    scores = keys.new_empty(n_batch * n_heads, 1, k_len).baddbmm_(content, keys, beta=0, alpha=scale)
+    add_in_ring(scores.view(n_batch, n_heads, k_len), near, oldest=oldest, scale=scale)
     return torch.bmm(scores.softmax(-1), values.mT).view(n_batch, n_heads, size).to(q.dtype)
 
 
@@ -243,18 +242,22 @@ def with_farther(by_distance: Tensor, n_columns: int, *, out: Tensor | None = No
     return torch.cat([by_distance[..., :1].expand(-1, -1, n_farther), by_distance], dim=-1, out=out)
 
 
-def in_ring(near: Tensor, k_len: int, *, oldest: int) -> Tensor:
-    """`with_farther` for `k_len` keys, of which number `oldest` is farthest away and the first follows on the last."""
-    n_before = k_len - oldest  # keys from the oldest one to the last
-    n_farther = k_len - near.shape[-1]
+def add_in_ring(scores: Tensor, near: Tensor, *, oldest: int, scale: float) -> None:
+    """Add `scale` times what distances give to the scores of keys, of which number `oldest` is the farthest.
 
-    def farther(n: int) -> Tensor:
-        return near[..., :1].expand(-1, -1, n)
-
-    if n_before < n_farther:
-        return torch.cat([farther(n_farther - n_before), near, farther(n_before)], dim=-1)
-    cut = n_before - n_farther
-    return torch.cat([near[..., cut:], farther(n_farther), near[..., :cut]], dim=-1)
+    Args:
+        scores: `[B, N, K]`, of the keys in a ring: the first one follows on the last.
+        near: `[B, N, R]`, for the R nearest keys, the farthest of them first; it counts for all that are farther.
+    """
+    k_len, n_near = scores.shape[-1], near.shape[-1]
+    nearest_first = (oldest + k_len - n_near) % k_len  # where the R nearest ones begin
+    for first, n_keys, added in ((oldest, k_len - n_near, near[..., :1]), (nearest_first, n_near, near)):
+        n_before = min(n_keys, k_len - first)  # keys from there to the end of the ring; the others follow at its start
+        is_one = added.shape[-1] == 1
+        for start, n_there, begin in ((first, n_before, 0), (0, n_keys - n_before, n_before)):
+            if n_there:
+                part = added if is_one else added[..., begin : begin + n_there]
+                scores[..., start : start + n_there].add_(part, alpha=scale)
 
 
 def exponentials(scores: Tensor, visible: VisibleKeys) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from .memory import TransfoXLCache, check_mems, empty_mems
 from .outputs import TransfoXLLMHeadModelOutput, TransfoXLModelOutput, TransfoXLSequenceClassifierOutputWithPast
 from .padding import RowAlignment, split_mask
 from .pretrained import TransfoXLPreTrainedModel
-from .sampling import DrawAmongBest, n_best
+from .sampling import DrawAmongBest
 from .stepping import TokenStep
 
 
@@ -521,7 +521,8 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
             logits_to_keep: log-probabilities of the last so many positions only (0: all), or of these positions.
             skip_logits: leave `prediction_scores` out; default: in training with labels, where they only cost memory.
             n_best: how many of the most probable tokens of each position matter; `prediction_scores` of clusters
-                without any of them may then be -inf, which saves their computation. None for all.
+                without any of them may then be -inf, and the last clusters left out: `[B, Q, <= vocab_size]`. None for
+                all tokens.
 
         With an `attention_mask`, positions that are padding or whose target is padding are ignored as well.
         """
@@ -708,9 +709,10 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
     ) -> Any:
         """Sampling and greedy search (called by `generate`), without what has no chance to be chosen."""
         if not (generation_config.output_scores or generation_config.output_logits):
-            kwargs["n_best"] = n_best(logits_processor, is_greedy=not generation_config.do_sample)
-            drawing = DrawAmongBest.in_place_of(logits_processor) if generation_config.do_sample else None
-            if drawing is not None:
+            if not generation_config.do_sample:
+                kwargs["n_best"] = None if logits_processor else 1  # others may look for a token that is left out
+            elif (drawing := DrawAmongBest.in_place_of(logits_processor)) is not None:
+                kwargs["n_best"] = drawing.n_best
                 logits_processor = LogitsProcessorList([drawing])
                 generation_config = copy(generation_config)
                 generation_config.do_sample = False  # what is drawn is then the best

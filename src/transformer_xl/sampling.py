@@ -19,10 +19,8 @@ OF_THE_BEST = (TemperatureLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """Changes of log-probabilities which, after the choice of the best, need no more than those of the best."""
 
 
-def n_best(processors: LogitsProcessorList, *, is_greedy: bool) -> int | None:
+def _n_best(processors: LogitsProcessorList) -> int | None:
     """How many of the most probable tokens can be chosen after these changes; None where that is not known."""
-    if is_greedy:
-        return None if processors else 1
     for processor in processors:
         if type(processor) is TopKLogitsWarper and processor.filter_value == float("-inf"):
             return int(processor.top_k)
@@ -71,7 +69,7 @@ class DrawAmongBest(LogitsProcessor):
         cls, processors: LogitsProcessorList, generator: torch.Generator | None = None
     ) -> "DrawAmongBest | None":
         """What samples as one does after these changes; None where they do not keep the k most probable tokens."""
-        number = n_best(processors, is_greedy=False)
+        number = _n_best(processors)
         if number is None:
             return None
         top_k = next(i for i, processor in enumerate(processors) if type(processor) is TopKLogitsWarper)
@@ -81,8 +79,9 @@ class DrawAmongBest(LogitsProcessor):
     def chances(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The most probable tokens and their probabilities, each `[B, k]`, from log-probabilities `[B, V]`."""
         best, tokens = k_highest(scores, min(self.n_best, scores.shape[-1]))
-        # These processors look at scores alone; the ids that they are handed serve others.
-        return tokens, self.processors(tokens, best).softmax(-1)
+        for processor in self.processors:
+            best = processor(tokens, best)  # they look at scores alone; the ids that they are handed serve others
+        return tokens, best.softmax(-1)
 
     def draw(self, scores: Tensor) -> Tensor:
         """The next tokens, `[B, 1]`, from log-probabilities `[B, V]`."""
@@ -95,4 +94,4 @@ class DrawAmongBest(LogitsProcessor):
         return scores.fill_(float("-inf")).scatter_(-1, drawn, 0.0)
 
 
-__all__ = ["DrawAmongBest", "n_best"]
+__all__ = ["DrawAmongBest"]
