@@ -60,11 +60,13 @@ def left_padded(rows: list[Tensor]) -> dict[str, Tensor]:
     "options",
     [
         {"do_sample": False},
+        {"do_sample": False, "repetition_penalty": 1.5},
         {"do_sample": True, "top_k": 3},
         {"do_sample": True, "top_k": 3, "top_p": 0.8, "temperature": 0.7},
         {"do_sample": True, "top_k": 0},
         {"do_sample": True, "top_k": 0, "top_p": 0.8},
         {"do_sample": True, "top_k": 3, "repetition_penalty": 1.5},
+        {"do_sample": True, "top_k": 3, "typical_p": 0.5},
         {"do_sample": True, "top_k": 3, "output_scores": True, "return_dict_in_generate": True},
     ],
 )
@@ -85,8 +87,8 @@ def test_clusters_that_cannot_be_chosen_are_left_out_and_change_nothing(options,
 
     monkeypatch.setattr(model.crit, "log_prob", watched)
     tokens = generated()
-    are_all_needed = options.get("top_k") == 0 or "repetition_penalty" in options or "output_scores" in options
-    assert any(scores.shape[-1] < model.config.vocab_size for scores in seen) != are_all_needed
+    are_all_needed = options.get("top_k") == 0 or {"repetition_penalty", "typical_p", "output_scores"} & options.keys()
+    assert any(scores.shape[-1] < model.config.vocab_size for scores in seen) != bool(are_all_needed)
     monkeypatch.setattr(model.crit, "log_prob", lambda hidden, n_best=None: log_prob(hidden))
     assert torch.equal(tokens, generated())
 
