@@ -19,16 +19,6 @@ OF_THE_BEST = (TemperatureLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """Changes of log-probabilities which, after the choice of the best, need no more than those of the best."""
 
 
-def _n_best(processors: LogitsProcessorList) -> int | None:
-    """How many of the most probable tokens can be chosen after these changes; None where that is not known."""
-    for processor in processors:
-        if type(processor) is TopKLogitsWarper and processor.filter_value == float("-inf"):
-            return int(processor.top_k)
-        if type(processor) is not TemperatureLogitsWarper:  # it alone keeps the order and needs no sum over all tokens
-            return None
-    return None
-
-
 def k_highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`scores.topk(k)` of `[B, V]` for small k in a tenth of the time; of equal scores it may take others.
 
@@ -69,12 +59,14 @@ class DrawAmongBest(LogitsProcessor):
         cls, processors: LogitsProcessorList, generator: torch.Generator | None = None
     ) -> "DrawAmongBest | None":
         """What samples as one does after these changes; None where they do not keep the k most probable tokens."""
-        number = _n_best(processors)
-        if number is None:
-            return None
-        top_k = next(i for i, processor in enumerate(processors) if type(processor) is TopKLogitsWarper)
-        others = LogitsProcessorList(processor for i, processor in enumerate(processors) if i != top_k)
-        return cls(number, others, generator) if all(type(other) in OF_THE_BEST for other in others) else None
+        for place, processor in enumerate(processors):
+            if type(processor) is TopKLogitsWarper and processor.filter_value == float("-inf"):
+                others = LogitsProcessorList([*processors[:place], *processors[place + 1 :]])
+                can_follow = all(type(other) in OF_THE_BEST for other in others)
+                return cls(int(processor.top_k), others, generator) if can_follow else None
+            if type(processor) is not TemperatureLogitsWarper:  # it alone keeps the order and needs no sum over all
+                return None
+        return None
 
     def chances(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The most probable tokens and their probabilities, each `[B, k]`, from log-probabilities `[B, V]`."""
