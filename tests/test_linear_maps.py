@@ -150,39 +150,24 @@ def test_without_onednn_the_product_is_torch_s(monkeypatch):
     assert linear_maps.fastest_form(5, 256, 256) is F.linear
 
 
-@pytest.fixture
-def packed_products(monkeypatch):
-    """The packed weight of each product with one."""
-    taken = []
-    by_onednn = linear_maps.by_onednn
-    monkeypatch.setattr(linear_maps, "by_onednn", lambda *args: taken.append(args[1]) or by_onednn(*args))
-    return taken
-
-
-needs_bfloat16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this processor"
-)
-
-
-@needs_bfloat16
 @pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("n_rows", [1, 2, 5, 16, 33])
-@pytest.mark.parametrize(("n_out", "n_in"), [(9, 5), (64, 48), (33, 128)])
+@pytest.mark.parametrize("n_rows", [1, 2, 5, linear_maps.ROWS_IN_BAGS, linear_maps.ROWS_IN_BAGS + 1, 33])
+@pytest.mark.parametrize(("n_out", "n_in"), [(9, 5), (64, 48), (33, 128), (200, 7)])
 def test_a_packed_weight_gives_what_the_weight_gives_and_changes_with_it(
     n_out, n_in, n_rows, has_bias, packed_products
 ):
     states, weight, bias = (tensor.bfloat16() for tensor in random_product(n_rows, n_out, n_in))
     bias = bias if has_bias else None
     multiply = linear_maps.PackingMap(weight, bias)
+    is_packed = n_rows <= linear_maps.ROWS_IN_BAGS or linear_maps.has_products(torch.bfloat16)
     for n_packed in (3, 6):
         for _ in range(linear_maps.PACK_AFTER + 3):
             expected = F.linear(states.double(), weight.double(), None if bias is None else bias.double())
             assert_close(multiply(states).double(), expected, rtol=2**-7, atol=2**-7)
-        assert len(packed_products) == n_packed
+        assert len(packed_products) == (n_packed if is_packed else 0)
         weight.mul_(-2)  # as an optimiser's step would
 
 
-@needs_bfloat16
 def test_a_weight_is_packed_once_and_let_go_with_the_map(packed_products):
     states, weight, _ = (tensor.bfloat16() for tensor in random_product(2, 32, 16))
     multiply = linear_maps.PackingMap(weight, None)
@@ -197,7 +182,22 @@ def test_a_weight_is_packed_once_and_let_go_with_the_map(packed_products):
     assert alive() is None
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("n_rows", [1, 2, 7])
+@pytest.mark.parametrize(("n_out", "n_in"), [(64, 48), (130, 300), (5, 9)])
+def test_sums_of_rows_are_rounded_once(n_out, n_in, n_rows, has_bias):
+    states, weight, bias = (tensor.bfloat16() for tensor in random_product(n_rows, n_out, n_in))
+    bias = bias if has_bias else None
+    panels = linear_maps.in_panels(weight, bias)
+    assert panels.shape == (-(-n_out // linear_maps.PANEL), n_in + has_bias, linear_maps.PANEL)
+    made = linear_maps.by_bags(states, panels, n_out)
+    assert made.shape == (n_rows, n_out)
+    expected = F.linear(states.double(), weight.double(), None if bias is None else bias.double())
+    assert_close(made.double(), expected, rtol=0.51 * 2**-7, atol=1e-6)
+
+
 def test_what_is_packed_is_plain_large_and_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(linear_maps, "has_products", lambda dtype: True)
     monkeypatch.setattr(linear_maps, "has_bfloat16_instructions", lambda: True)
     monkeypatch.setattr(linear_maps, "has_onednn", lambda: True)
     weight = torch.zeros(256, 256, dtype=torch.bfloat16)
@@ -216,6 +216,11 @@ def test_what_is_packed_is_plain_large_and_in_bfloat16(monkeypatch):
     monkeypatch.setattr(linear_maps, "has_onednn", lambda: True)
     monkeypatch.setattr(linear_maps, "has_bfloat16_instructions", lambda: False)
     assert not linear_maps.can_pack(weight)
+    monkeypatch.setattr(linear_maps, "has_products", lambda dtype: False)
+    for has_fbgemm in (True, False):
+        monkeypatch.setattr(linear_maps, "has_fbgemm", lambda has_fbgemm=has_fbgemm: has_fbgemm)
+        assert linear_maps.can_pack(weight) is has_fbgemm
+        assert not linear_maps.can_pack(weight.half())
 
 
 @pytest.mark.parametrize(
@@ -274,13 +279,15 @@ def no_half_products(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("n_rows", [1, 7, 8, 21])
+@pytest.mark.parametrize("n_rows", [1, 7, 8, 21, 40])
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("is_transposed", [True, False])
 def test_many_rows_of_16_bits_are_multiplied_in_float32_where_they_have_no_product(
     dtype, n_rows, has_bias, is_transposed, no_half_products, monkeypatch
 ):
     monkeypatch.setattr(linear_maps, "CONVERTED_AT_ONCE", 50)
+    monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
+    set_processor("AMD's", monkeypatch)
     states, weight, bias = (tensor.to(dtype) for tensor in random_product(n_rows, 33, 20))
     weight = weight.T.contiguous().T if is_transposed else weight
     bias = bias if has_bias else None
@@ -288,7 +295,7 @@ def test_many_rows_of_16_bits_are_multiplied_in_float32_where_they_have_no_produ
     with torch.no_grad():
         made = linear_maps.linear(states.view(n_rows, 1, 20), weight, bias)
     assert made.shape == (n_rows, 1, 33)
-    is_converted = n_rows >= linear_maps.CONVERTED_ROWS  # then there is one rounding, at the end
+    is_converted = is_transposed or n_rows >= linear_maps.CONVERTED_ROWS  # then there is one rounding, at the end
     rounding = torch.finfo(dtype).eps * (0.51 if is_converted else 2)
     assert_close(made.view(n_rows, 33).double(), expected, rtol=rounding, atol=1e-6 if is_converted else rounding)
     assert no_half_products == [dtype] * is_converted

@@ -76,20 +76,15 @@ def test_single_tokens_of_many_rows_in_16_bits_are_multiplied_in_float32_where_t
     assert (actual - exact).abs().mean() < 1.1 * (by_16_bits - exact).abs().mean()
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here")
 @pytest.mark.parametrize("n_rows", [1, 3])
-def test_single_tokens_in_bfloat16_get_the_same_from_packed_weights(n_rows, steps, monkeypatch):
+def test_single_tokens_in_bfloat16_get_the_same_from_packed_weights(n_rows, steps, packed_products, monkeypatch):
     model = tiny_model(attn_implementation="sdpa").bfloat16()
     ids = random_ids(n_rows, 20)
     expected = scores_of_tokens(model, ids)
     monkeypatch.setattr(linear_maps, "FEWEST_WEIGHTS", 1)
     monkeypatch.setattr(linear_maps, "PACK_AFTER", 5)
-    monkeypatch.setattr(linear_maps, "has_bfloat16_instructions", lambda: True)
-    packed = []
-    by_onednn = linear_maps.by_onednn
-    monkeypatch.setattr(linear_maps, "by_onednn", lambda *args: packed.append(args[1]) or by_onednn(*args))
     actual = scores_of_tokens(model, ids)
-    assert len(packed) == 4 * len(model.transformer.layers) * (len(steps) // 2 - 5)
+    assert len(packed_products) == 4 * len(model.transformer.layers) * (len(steps) // 2 - 5)
     assert_close(actual, expected, rtol=0.02, atol=0.1)
     exact = scores_of_tokens(model.float(), ids)
     assert (actual - exact).abs().mean() < 1.1 * (expected - exact).abs().mean()

@@ -5,14 +5,15 @@ and waits for it, but for batches of parts of the weight; products of many rows 
 operations a second that oneDNN, which torch carries too, makes there. Products of bfloat16 are oneDNN's everywhere. It
 rearranges a weight each time that the weight meets some rows; where the processor has instructions for bfloat16 this
 takes longer than the product, and `PackingMap` does it once. Where oneDNN has no products of 16 bits, those of many
-rows are made in float32. `benchmarks/linear_maps.py` times the forms.
+rows are made in float32, and `PackingMap` arranges a weight for sums of rows, which FBGEMM reads fastest.
+`benchmarks/linear_maps.py` times the forms.
 
 Shapes: B rows.
 """
 
 import platform
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ ROWS_OF_A_PART = 256  # of a weight that few rows meet: with long rows a MiB
 FEW_ROWS = 32  # on AMD's processors without AVX-512; more are faster by oneDNN
 CONVERTED_ROWS = 8  # fewer are multiplied sooner in 16 bits, number by number, than a weight is converted
 CONVERTED_AT_ONCE = 1 << 22  # weights: 16 MiB
+PANEL = 64  # columns: what FBGEMM adds up in registers at once
+ROWS_IN_BAGS = 8  # more are multiplied sooner with a weight that is converted
 # Packing costs what some 30 calls gain by it. Most texts are longer than that; who asks for a few tokens does not pay.
 PACK_AFTER = 16
 
@@ -44,7 +47,7 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(states, weight, bias)
     if can_choose_form(weight):
         product = linear_of_rows
-    elif must_convert(weight) and weight.dtype == states.dtype and states.numel() >= CONVERTED_ROWS * weight.shape[1]:
+    elif must_convert(weight) and weight.dtype == states.dtype and _gains_by_float32(states, weight):
         product = by_float32
     else:
         return F.linear(states, weight, bias)
@@ -55,7 +58,7 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def linear_of_rows(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What `F.linear` gives for `states [B, in]`, `[B, out]`, in the form that B rows are fastest in.
 
-    For a processor, without gradients, and a weight for which `can_choose_form` holds.
+    For a processor, without gradients, and a weight in float32; with its rows after each other it is the fastest.
     """
     return fastest_form(states.shape[0], *weight.shape)(states, weight, bias)
 
@@ -68,6 +71,11 @@ def can_choose_form(weight: Tensor) -> bool:
 def must_convert(weight: Tensor) -> bool:
     """Whether many rows by this weight are made in float32: its plain numbers of 16 bits have no products here."""
     return _is_plain(weight) and not has_products(weight.dtype)
+
+
+def _gains_by_float32(states: Tensor, weight: Tensor) -> bool:
+    """Whether there are rows enough; by a transposed weight one is: it takes five times as long in 16 bits."""
+    return states.numel() >= CONVERTED_ROWS * weight.shape[1] or weight.stride(1) != 1
 
 
 def _is_plain(weight: Tensor) -> bool:
@@ -151,9 +159,38 @@ def by_float32(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, at_once = states.float(), max(CONVERTED_AT_ONCE // weight.shape[1], 1)
     for start in range(0, len(weight), at_once):
         part = slice(start, start + at_once)
-        single = weight[part].to(torch.float32, memory_format=torch.contiguous_format)
+        single = weight[part].float()  # transposed it stays so, which costs less than its order
         made[:, part] = linear_of_rows(rows, single, None if bias is None else bias[part].float())
     return made
+
+
+def by_bags(states: Tensor, panels: Tensor, n_out: int) -> Tensor:
+    """`F.linear` of states `[B, in]` and a weight `[out, in]` that lies `in_panels`: `[B, out]`.
+
+    `x W^T` is a sum of the rows of `W^T` in proportions x, as those of words in a bag; B rows after each other meet a
+    panel, which they find in a cache.
+    """
+    n_panels, n_terms, _ = panels.shape
+    factors = states if n_terms == states.shape[1] else F.pad(states, (0, n_terms - states.shape[1]), value=1)
+    terms, starts = _bags(n_panels, len(states), n_terms)
+    factors = factors.expand(n_panels, -1, -1).reshape(-1)
+    sums = torch.embedding_bag(panels.view(-1, PANEL), terms, starts, False, 0, False, factors)[0]
+    return sums.view(n_panels, len(states), PANEL).transpose(0, 1).reshape(len(states), -1)[:, :n_out]
+
+
+def in_panels(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A weight `[out, in]` for `by_bags`: `[panels, in, PANEL]`, and the bias after it, a term that all rows have."""
+    rows = weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
+    rows = F.pad(rows, (0, 0, 0, -len(rows) % PANEL))
+    return rows.view(-1, PANEL, rows.shape[1]).mT.contiguous()
+
+
+@lru_cache(maxsize=16)
+def _bags(n_panels: int, n_rows: int, n_terms: int) -> tuple[Tensor, Tensor]:
+    """The terms of all sums, those of a panel for each row of states, and where each sum starts."""
+    terms = torch.arange(n_panels * n_terms, dtype=torch.int32).view(n_panels, 1, n_terms)
+    starts = torch.arange(0, n_panels * n_rows * n_terms, n_terms, dtype=torch.int32)
+    return terms.expand(-1, n_rows, -1).reshape(-1), starts
 
 
 class PackingMap:
@@ -169,19 +206,31 @@ class PackingMap:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
+        self._in_bags = not has_products(weight.dtype)
         self._version, self._n_calls = weight._version, 0
         self._packed: Tensor | None = None
 
     def __call__(self, states: Tensor) -> Tensor:
         """`[B, out]` for states `[B, in]`, without gradients."""
+        if self._in_bags and len(states) > ROWS_IN_BAGS:
+            return linear(states, self._weight, self._bias)
         if self._weight._version != self._version:
             self._version, self._n_calls, self._packed = self._weight._version, 0, None
-        if self._packed is not None:
-            return by_onednn(states, self._packed, self._bias)
-        self._n_calls += 1
-        if self._n_calls == PACK_AFTER:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight.detach(), len(states))
-        return F.linear(states, self._weight, self._bias)
+        if self._packed is None:
+            self._n_calls += 1
+            if self._n_calls == PACK_AFTER:
+                self._packed = self._pack(len(states))
+            return linear(states, self._weight, self._bias)
+        if self._in_bags:
+            return by_bags(states, self._packed, len(self._weight))
+        return by_onednn(states, self._packed, self._bias)
+
+    def _pack(self, n_rows: int) -> Tensor:
+        weight = self._weight.detach()
+        if self._in_bags:
+            return in_panels(weight, self._bias)
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, n_rows)
+        return packed
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -192,8 +241,7 @@ def can_pack(weight: Tensor) -> bool:
         and weight.device.type == "cpu"
         and weight.numel() >= FEWEST_WEIGHTS
         and not weight.is_inference()  # or nobody could tell that it was changed
-        and has_bfloat16_instructions()
-        and has_onednn()
+        and (has_bfloat16_instructions() and has_onednn() if has_products(weight.dtype) else has_fbgemm())
     )
 
 
@@ -224,6 +272,12 @@ def _processor() -> str:
 
 
 @cache
+def has_fbgemm() -> bool:
+    """Whether torch was built with FBGEMM, and that can compute on this processor."""
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+@cache
 def has_onednn() -> bool:
     """Whether torch was built with oneDNN, and still has the operations; their names are not a promise."""
     names = ("_linear_pointwise", "_reorder_linear_weight")
@@ -233,6 +287,7 @@ def has_onednn() -> bool:
 __all__ = [
     "Form",
     "PackingMap",
+    "by_bags",
     "by_float32",
     "by_onednn",
     "can_choose_form",
@@ -240,7 +295,9 @@ __all__ = [
     "fastest_form",
     "has_avx512",
     "has_bfloat16_instructions",
+    "has_fbgemm",
     "has_onednn",
+    "in_panels",
     "is_amd",
     "linear",
     "linear_of_rows",
