@@ -182,6 +182,16 @@ def test_a_weight_is_packed_once_and_let_go_with_the_map(packed_products):
     assert alive() is None
 
 
+def test_a_bias_that_changes_alone_counts_from_then_on(packed_products):
+    states, weight, bias = (tensor.bfloat16() for tensor in random_product(2, 32, 16))
+    multiply = linear_maps.PackingMap(weight, bias)
+    for bias_now in (bias.clone(), bias.clone() + 5):
+        bias.copy_(bias_now)
+        for _ in range(linear_maps.PACK_AFTER + 2):
+            assert_close(multiply(states), F.linear(states, weight, bias_now), rtol=2**-7, atol=2**-7)
+    assert len(packed_products) == 4
+
+
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("n_rows", [1, 2, 7])
 @pytest.mark.parametrize(("n_out", "n_in"), [(64, 48), (130, 300), (5, 9)])
@@ -201,26 +211,28 @@ def test_what_is_packed_is_plain_large_and_in_bfloat16(monkeypatch):
     monkeypatch.setattr(linear_maps, "has_bfloat16_instructions", lambda: True)
     monkeypatch.setattr(linear_maps, "has_onednn", lambda: True)
     weight = torch.zeros(256, 256, dtype=torch.bfloat16)
-    assert linear_maps.can_pack(weight)
-    assert linear_maps.can_pack(torch.nn.Parameter(weight))
-    assert not linear_maps.can_pack(weight[:255])
-    assert not linear_maps.can_pack(weight.half())
-    assert not linear_maps.can_pack(weight.float())
-    assert not linear_maps.can_pack(weight.to("meta"))
-    assert not linear_maps.can_pack(weight.as_subclass(type("Quantised", (torch.Tensor,), {})))
+    assert linear_maps.can_pack(weight, None)
+    assert linear_maps.can_pack(torch.nn.Parameter(weight), None)
+    assert not linear_maps.can_pack(weight[:255], None)
+    assert not linear_maps.can_pack(weight.half(), None)
+    assert not linear_maps.can_pack(weight.float(), None)
+    assert not linear_maps.can_pack(weight.to("meta"), None)
+    assert not linear_maps.can_pack(weight.as_subclass(type("Quantised", (torch.Tensor,), {})), None)
     with torch.inference_mode():
         made_there = weight.clone()
-    assert not linear_maps.can_pack(made_there)
+    assert not linear_maps.can_pack(made_there, None)
+    assert not linear_maps.can_pack(weight, made_there[0])
+    assert linear_maps.can_pack(weight, weight[0])
     monkeypatch.setattr(linear_maps, "has_onednn", lambda: False)
-    assert not linear_maps.can_pack(weight)
+    assert not linear_maps.can_pack(weight, None)
     monkeypatch.setattr(linear_maps, "has_onednn", lambda: True)
     monkeypatch.setattr(linear_maps, "has_bfloat16_instructions", lambda: False)
-    assert not linear_maps.can_pack(weight)
+    assert not linear_maps.can_pack(weight, None)
     monkeypatch.setattr(linear_maps, "has_products", lambda dtype: False)
     for has_fbgemm in (True, False):
         monkeypatch.setattr(linear_maps, "has_fbgemm", lambda has_fbgemm=has_fbgemm: has_fbgemm)
-        assert linear_maps.can_pack(weight) is has_fbgemm
-        assert not linear_maps.can_pack(weight.half())
+        assert linear_maps.can_pack(weight, None) is has_fbgemm
+        assert not linear_maps.can_pack(weight.half(), None)
 
 
 @pytest.mark.parametrize(

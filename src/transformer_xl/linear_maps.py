@@ -37,7 +37,7 @@ CONVERTED_ROWS = 8  # fewer are multiplied sooner in 16 bits, number by number, 
 CONVERTED_AT_ONCE = 1 << 22  # weights: 16 MiB
 PANEL = 64  # columns: what FBGEMM adds up in registers at once
 ROWS_IN_BAGS = 8  # more are multiplied sooner with a weight that is converted
-# Packing costs what some 30 calls gain by it. Most texts are longer than that; who asks for a few tokens does not pay.
+# Packing costs what 30 to 40 calls gain by it. Most texts are longer than that; who asks for a few tokens does not pay.
 PACK_AFTER = 16
 
 
@@ -188,8 +188,8 @@ def in_panels(weight: Tensor, bias: Tensor | None) -> Tensor:
 @lru_cache(maxsize=16)
 def _bags(n_panels: int, n_rows: int, n_terms: int) -> tuple[Tensor, Tensor]:
     """The terms of all sums, those of a panel for each row of states, and where each sum starts."""
-    terms = torch.arange(n_panels * n_terms, dtype=torch.int32).view(n_panels, 1, n_terms)
-    starts = torch.arange(0, n_panels * n_rows * n_terms, n_terms, dtype=torch.int32)
+    terms = torch.arange(n_panels * n_terms, dtype=torch.int32, device="cpu").view(n_panels, 1, n_terms)
+    starts = torch.arange(0, n_panels * n_rows * n_terms, n_terms, dtype=torch.int32, device="cpu")
     return terms.expand(-1, n_rows, -1).reshape(-1), starts
 
 
@@ -197,25 +197,25 @@ class PackingMap:
     """`F.linear` for a weight in bfloat16 that few rows at a time meet again and again.
 
     After `PACK_AFTER` calls there is a packed copy of the weight, as large as it is. It lives as long as this map, and
-    a weight that was changed in place since is packed anew after as many calls.
+    a weight or bias that was changed in place since is packed anew after as many calls.
 
     Args:
-        weight: `[out, in]`; `can_pack` must hold.
-        bias: `[out]`, or None.
+        weight: `[out, in]`.
+        bias: `[out]`, or None; `can_pack` must hold for both.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
         self._in_bags = not has_products(weight.dtype)
-        self._version, self._n_calls = weight._version, 0
+        self._version, self._n_calls = self._version_now(), 0
         self._packed: Tensor | None = None
 
     def __call__(self, states: Tensor) -> Tensor:
         """`[B, out]` for states `[B, in]`, without gradients."""
         if self._in_bags and len(states) > ROWS_IN_BAGS:
             return linear(states, self._weight, self._bias)
-        if self._weight._version != self._version:
-            self._version, self._n_calls, self._packed = self._weight._version, 0, None
+        if (version := self._version_now()) != self._version:
+            self._version, self._n_calls, self._packed = version, 0, None
         if self._packed is None:
             self._n_calls += 1
             if self._n_calls == PACK_AFTER:
@@ -225,6 +225,9 @@ class PackingMap:
             return by_bags(states, self._packed, len(self._weight))
         return by_onednn(states, self._packed, self._bias)
 
+    def _version_now(self) -> tuple[int, int]:
+        return self._weight._version, 0 if self._bias is None else self._bias._version
+
     def _pack(self, n_rows: int) -> Tensor:
         weight = self._weight.detach()
         if self._in_bags:
@@ -233,14 +236,15 @@ class PackingMap:
         return packed
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether `PackingMap` can take this weight, and gains by it."""
+def can_pack(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `PackingMap` can take this weight and bias, and gains by it."""
     return (
         type(weight) in (Tensor, nn.Parameter)
         and weight.dtype == torch.bfloat16
         and weight.device.type == "cpu"
         and weight.numel() >= FEWEST_WEIGHTS
         and not weight.is_inference()  # or nobody could tell that it was changed
+        and (bias is None or not bias.is_inference())
         and (has_bfloat16_instructions() and has_onednn() if has_products(weight.dtype) else has_fbgemm())
     )
 

@@ -135,7 +135,7 @@ def _map_of(module: nn.Module) -> Map:
     weight, bias = module.weight, module.bias
     if can_choose_form(weight):
         return lambda states: linear_of_rows(states, weight, bias)
-    if can_pack(weight):
+    if can_pack(weight, bias):
         return PackingMap(weight, bias)
     if must_convert(weight):
         return lambda states: linear(states, weight, bias)
